@@ -1,0 +1,1 @@
+"""From demonstrations to a published policy version: record, tune, watch, gate, publish."""

@@ -1,0 +1,1 @@
+"""Operators: whoever or whatever produces the actions of a demonstration."""

@@ -1,0 +1,1 @@
+"""The policy runtime: what a robot client needs, importable without torch."""

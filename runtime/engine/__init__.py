@@ -1,0 +1,50 @@
+"""Engines compute: normalised batch in, normalised actions out. Chosen from a table and imported late."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from hotpolicy.runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hotpolicy.runtime.bundle import Bundle
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a model sees, after transforms."""
+
+    images: np.ndarray  # (batch, cameras, height, width, 3) uint8
+    image_mask: np.ndarray  # (batch, cameras) bool; False for a camera slot without an image
+    tokens: np.ndarray  # (batch, length) int64
+    token_mask: np.ndarray  # (batch, length) bool; False for padding
+    state: np.ndarray  # (batch, joints) float32, normalised
+    noise: np.ndarray  # (batch, horizon, joints) float32, standard normal: where the flow starts
+
+
+class Engine(Protocol):
+    """One policy version, loaded. `infer` is called by one thread at a time."""
+
+    def infer(self, batch: Batch) -> np.ndarray: ...  # (batch, horizon, joints) float32, normalised
+
+    def derive(self, bundle: Bundle) -> Engine: ...  # a delta on this engine's version; shares what did not change
+
+
+ENGINES = {
+    "torch": "hotpolicy.runtime.engine.torch_engine:TorchEngine",
+    "onnx": "hotpolicy.runtime.engine.onnx_engine:OnnxEngine",
+    "echo": "hotpolicy.runtime.engine.echo_engine:EchoEngine",
+}
+
+
+def load_engine(name: str, bundle: Bundle) -> Engine:
+    """Load a full bundle into the engine called `name`. Raises ConfigError for an unknown engine, BundleError
+    when the bundle does not account for every parameter."""
+    if name not in ENGINES:
+        raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}, got {name!r}")
+    module, _, attribute = ENGINES[name].partition(":")
+    return getattr(import_module(module), attribute).load(bundle)  # type: ignore[no-any-return]
