@@ -1,29 +1,29 @@
 """One tree of errors; each class says what the caller does next.
 
-    HotpolicyError
-    ├── ConfigError            a setting or file is wrong: fix it, nothing was started
-    ├── BadRequest             the caller's bug: fix the call, do not retry
-    │   └── UnknownVersion     no such policy version in the store
-    ├── ServeError             the server's answer was not an action
-    │   ├── Expired            the deadline passed before it could be computed: send a newer observation
-    │   ├── Superseded         a newer observation of the same session replaced it: wait for that one
-    │   ├── ServerLost         no answer before the deadline: hold; the client reconnects by itself
-    │   ├── BadReply           the peer broke the protocol: the client drops the reply
-    │   ├── EngineFault        the model failed on this request: the server goes on
-    │   └── Busy               queue or session table full: back off
-    ├── BundleError            a policy bundle is incomplete, altered or not a bundle: nothing was loaded
-    ├── SwapRefused            the candidate failed its checks: the live version is untouched
-    ├── DatasetError           a dataset folder is damaged or of another format
-    ├── TuningError            a tuning run cannot start or has diverged
-    └── RobotError             the arm cannot be driven as asked
-        ├── BusLost            the serial port is gone or was never there: reconnect by its stable name
-        ├── BusBusy            another process holds the port
-        ├── ServoSilent        a servo did not answer in time: its joint is stale, hold
-        ├── ServoFault         a servo reports overload, heat, voltage...: stop and look
-        ├── WrongServo         a servo answered that is not the one expected
-        ├── CalibrationError   calibration is missing or differs from the servo's own: recalibrate or push it
-        ├── LimitViolation     an action was refused by the limits and was not sent
-        └── CameraLost         no fresh frame from a camera
+HotpolicyError
+├── ConfigError            a setting or file is wrong: fix it, nothing was started
+├── BadRequest             the caller's bug: fix the call, do not retry
+│   └── UnknownVersion     no such policy version in the store
+├── ServeError             the server's answer was not an action
+│   ├── Expired            the deadline passed before it could be computed: send a newer observation
+│   ├── Superseded         a newer observation of the same session replaced it: wait for that one
+│   ├── ServerLost         no answer before the deadline: hold; the client reconnects by itself
+│   ├── BadReply           the peer broke the protocol: the client drops the reply
+│   ├── EngineFault        the model failed on this request: the server goes on
+│   └── Busy               queue or session table full: back off
+├── BundleError            a policy bundle is incomplete, altered or not a bundle: nothing was loaded
+├── SwapRefused            the candidate failed its checks: the live version is untouched
+├── DatasetError           a dataset folder is damaged or of another format
+├── TuningError            a tuning run cannot start or has diverged
+└── RobotError             the arm cannot be driven as asked
+    ├── BusLost            the serial port is gone or was never there: reconnect by its stable name
+    ├── BusBusy            another process holds the port
+    ├── ServoSilent        a servo did not answer in time: its joint is stale, hold
+    ├── ServoFault         a servo reports overload, heat, voltage...: stop and look
+    ├── WrongServo         a servo answered that is not the one expected
+    ├── CalibrationError   calibration is missing or differs from the servo's own: recalibrate or push it
+    ├── LimitViolation     an action was refused by the limits and was not sent
+    └── CameraLost         no fresh frame from a camera
 """
 
 from __future__ import annotations

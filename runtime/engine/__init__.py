@@ -47,4 +47,4 @@ def load_engine(name: str, bundle: Bundle) -> Engine:
     if name not in ENGINES:
         raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}, got {name!r}")
     module, _, attribute = ENGINES[name].partition(":")
-    return getattr(import_module(module), attribute).load(bundle)  # type: ignore[no-any-return]
+    return getattr(import_module(module), attribute).load(bundle)
