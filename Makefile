@@ -1,0 +1,50 @@
+# `make demo` and `make test` are all a fresh machine needs: Python 3.10 or newer with venv, and make.
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# One robot, one core: waiting threads give theirs back to the simulator and the trainer; nothing needs OpenGL.
+export OMP_WAIT_POLICY := passive
+export OMP_NUM_THREADS := 1
+export MUJOCO_GL := disable
+
+.PHONY: help demo test check clean
+help:
+	@echo "make demo    the whole loop on a virtual arm (ARGS=--quick for the short one)"
+	@echo "make test    lint, types and all tests, with coverage"
+	@echo "make check   lint and types only"
+	@echo "make clean   remove .venv and everything built"
+
+demo: $(VENV)/.installed-all
+	$(BIN)/hotpolicy demo $(ARGS)
+
+test: check
+	$(BIN)/pytest --cov --cov-report=term $(ARGS)
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The stamps stand for "installed with these versions"; pip runs again only when one of the two files changes.
+$(VENV)/.installed-all: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing hotpolicy into $(VENV) (a few minutes the first time)"
+	@$(PIP) install --quiet --editable '.[all]' --constraint constraints.txt
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing hotpolicy and its test tools into $(VENV) (a few minutes the first time)"
+	@$(PIP) install --quiet --editable '.[dev]' --constraint constraints.txt
+	@touch $@ $(VENV)/.installed-all
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "hotpolicy needs Python 3.10 or newer, this is " \
+	    + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11 ...")'
+	@$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) build dist demo-report *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find runtime finetune robots launch tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
