@@ -1,0 +1,140 @@
+"""A robot's profile: its port, calibration, cameras, limits and rate, read from one YAML file and checked once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from hotpolicy.launch.fields import Fields
+from hotpolicy.runtime.errors import ConfigError
+from hotpolicy.runtime.messages import CameraSpec, Joint, RobotSpec
+
+SHIPPED = Path(__file__).parent / "configs"
+BAUDRATES = (1_000_000, 500_000, 250_000, 128_000, 115_200, 76_800, 57_600, 38_400)  # what the servos offer
+
+
+@dataclass(frozen=True, slots=True)
+class JointProfile:
+    """One joint and the furthest it may go, in all and in one tick."""
+
+    name: str  # the servo's name in the calibration file, e.g. "shoulder_pan"
+    unit: str  # "deg" or "percent"
+    low: float  # in that unit
+    high: float
+    max_step: float  # largest change of the goal in one tick, in that unit
+
+
+@dataclass(frozen=True, slots=True)
+class CameraProfile:
+    name: str
+    source: str  # "world" for the virtual arm's camera, else a device such as /dev/v4l/by-id/...
+    height: int  # pixels
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Everything about one robot that does not change while it runs."""
+
+    file: Path
+    name: str
+    rate_hz: float  # control ticks per second
+    port: str  # serial device, best by its stable name
+    baudrate: int
+    calibration: Path
+    joints: tuple[JointProfile, ...]
+    cameras: tuple[CameraProfile, ...]
+    watchdog_s: float  # without a fresh action for this long the arm holds
+    endpoint: str  # the policy server's data socket
+    control: str  # the policy server's control socket
+    world: str | None  # the simulator's socket; None for an arm of metal
+
+    @property
+    def spec(self) -> RobotSpec:
+        """What the policy and this robot must agree on, with LeRobot's joint names."""
+        return RobotSpec(
+            joints=tuple(Joint(f"{j.name}.pos", j.unit, j.low, j.high) for j in self.joints),
+            cameras=tuple(CameraSpec(c.name, c.height, c.width) for c in self.cameras),
+            rate_hz=self.rate_hz,
+        )
+
+
+def find_profile(name: str) -> Path:
+    """A path as given; else NAME.yaml in ~/.config/hotpolicy, else among those that come with hotpolicy.
+    Raises ConfigError that lists what there is."""
+    if "/" in name or name.endswith((".yaml", ".yml")):
+        return Path(name).expanduser()
+    own = Path(os.environ.get("XDG_CONFIG_HOME", "~/.config")).expanduser() / "hotpolicy"
+    for folder in (own, SHIPPED):
+        if (file := folder / f"{name}.yaml").is_file():
+            return file
+    known = sorted({file.stem for folder in (own, SHIPPED) for file in folder.glob("*.yaml")})
+    raise ConfigError(f"robot: expected one of {', '.join(known)} or the path of a YAML file, got {name!r}")
+
+
+def load_profile(name: str | Path) -> Profile:
+    """Read and check a profile. Raises ConfigError, one line, naming file and field."""
+    file = find_profile(str(name))
+    fields = Fields.read(file)
+    arm, server = fields.section("arm"), fields.section("server")
+    calibration = file.parent / Path(arm.text("calibration")).expanduser()
+    profile = Profile(
+        file=file,
+        name=fields.text("name"),
+        rate_hz=fields.number("rate_hz", above=0, at_most=1000, unit="Hz"),
+        port=arm.text("port"),
+        baudrate=_baudrate(arm),
+        calibration=calibration,
+        joints=_joints(fields.section("joints")),
+        cameras=_cameras(fields.section("cameras")),
+        watchdog_s=fields.number("watchdog_s", above=0, at_most=10, unit="s"),
+        endpoint=_endpoint(server, "endpoint"),
+        control=_endpoint(server, "control"),
+        world=_endpoint(fields, "world") if fields.has("world") else None,
+    )
+    for section in (arm, server, fields):
+        section.done()
+    if not calibration.is_file():
+        raise ConfigError(f"{file}: arm.calibration: expected a file, there is none at {calibration}")
+    if profile.world is None and any(camera.source == "world" for camera in profile.cameras):
+        raise ConfigError(f"{file}: world: missing, expected the simulator's socket as a camera's source is 'world'")
+    return profile
+
+
+def _baudrate(arm: Fields) -> int:
+    rate = arm.whole("baudrate")
+    if rate not in BAUDRATES:
+        raise arm.error("baudrate", f"one of {', '.join(map(str, BAUDRATES))}", rate)
+    return rate
+
+
+def _endpoint(fields: Fields, key: str) -> str:
+    value = fields.text(key)
+    if not value.startswith(("tcp://", "ipc://")) or len(value) <= len("tcp://"):
+        raise fields.error(key, "tcp://HOST:PORT or ipc:///PATH", value)
+    return value
+
+
+def _joints(fields: Fields) -> tuple[JointProfile, ...]:
+    joints = []
+    for name, joint in fields.sections():
+        unit = joint.text("unit", choices=("deg", "percent"))
+        turn = 360.0 if unit == "deg" else 100.0
+        low = joint.number("low", at_most=turn, unit=unit)
+        high = joint.number("high", above=low, at_most=turn, unit=unit)
+        joints.append(JointProfile(name, unit, low, high, joint.number("max_step", above=0, at_most=turn, unit=unit)))
+        joint.done()
+    if not joints:
+        raise ConfigError(f"{fields.file}: joints: expected at least one joint")
+    return tuple(joints)
+
+
+def _cameras(fields: Fields) -> tuple[CameraProfile, ...]:
+    cameras = []
+    for name, camera in fields.sections():
+        source = camera.text("source")
+        size = [camera.whole(key, above=7, at_most=4096) for key in ("height", "width")]
+        cameras.append(CameraProfile(name, source, *size))
+        camera.done()
+    return tuple(cameras)
