@@ -1,0 +1,334 @@
+"""Six (or any number of) STS3215 servos as registers: bytes of questions in, bytes of answers out. No port, no physics.
+
+A world moves the servos: each step it reads `servo.goal_ticks` (None when released) and sets `servo.present_ticks`.
+Both are ticks in the frame the servo was built with; someone who rewrites the offset register over the wire sees the
+registers move, and the world does not notice, as on a real arm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import ClassVar
+
+from hotpolicy.robots.calibration import Calibration
+from hotpolicy.robots.servo.packets import BROADCAST, Frame, Instruction, encode, split_frames, status
+from hotpolicy.robots.servo.registers import SRAM_START, STS3215, Register
+from hotpolicy.robots.sim.faults import DAMAGE, Fault, Kind
+from hotpolicy.runtime.clock import now
+
+MEMORY = 128  # bytes of control table
+READ_ONLY = frozenset(
+    address for r in STS3215.values() if r.read_only for address in range(r.address, r.address + r.size)
+)
+MIDDLE = 2048  # ticks
+TORQUE_ON = 1
+SET_MIDDLE = 128
+SILENCE_S = 0.1  # a question that stops half-way is given up after this long
+
+
+class VirtualServo:
+    """The memory of one servo and what writing to it does.
+
+    `goal_on_torque="stale"`: torque on drives to whatever the goal register holds. `"present"`: the firmware first
+    takes the present position as goal. Both have been reported; a driver must be safe with either.
+    """
+
+    def __init__(
+        self,
+        id: int,
+        *,
+        offset: int = 0,
+        low: int = 0,
+        high: int = 4095,
+        model: int = 777,
+        goal_on_torque: str = "stale",
+    ):
+        self.goal_on_torque = goal_on_torque
+        self.memory = bytearray(MEMORY)
+        for register in STS3215.values():
+            self.poke(register.name, register.default)
+        built = {"id": id, "model": model, "position_offset": offset, "min_position": low, "max_position": high}
+        for name, value in built.items():
+            self.poke(name, value)
+        self._saved = self.memory[:SRAM_START]  # the EEPROM: what a power cycle brings back
+        self._built_offset = offset
+        self._pending: tuple[int, bytes] | None = None  # a REG_WRITE that waits for ACTION
+        self.present_ticks = float((low + high) // 2)
+        self.poke("goal_position", self.peek("present_position"))
+
+    @property
+    def id(self) -> int:
+        return self.memory[STS3215["id"].address]
+
+    def peek(self, name: str) -> int:
+        register = STS3215[name]
+        return register.decode(bytes(self.memory[register.address : register.address + register.size]))
+
+    def poke(self, name: str, value: int) -> None:
+        """Change a register from inside the servo: read-only ones too, and without side effects."""
+        register = STS3215[name]
+        self.memory[register.address : register.address + register.size] = register.encode(value)
+
+    # What the world sees ------------------------------------------------------------------------------------------
+
+    @property
+    def torque(self) -> bool:
+        return self.peek("torque") == TORQUE_ON
+
+    @property
+    def goal_ticks(self) -> float | None:
+        """Where the servo drives to, or None when it is released. The limits clamp it, as in the real one, while the
+        goal register keeps what was written."""
+        if not self.torque:
+            return None
+        low, high = self.peek("min_position"), self.peek("max_position")
+        goal = min(max(self.peek("goal_position"), low), high)
+        return float(goal + self.peek("position_offset") - self._built_offset)
+
+    @property
+    def present_ticks(self) -> float:
+        return self._present
+
+    @present_ticks.setter
+    def present_ticks(self, ticks: float) -> None:
+        self._present = float(ticks)
+        self._show_position()
+
+    @property
+    def errors(self) -> int:
+        """Error bits: in every answer, and in the status register."""
+        return self.peek("status")
+
+    @errors.setter
+    def errors(self, bits: int) -> None:
+        self.poke("status", bits)
+
+    def advance(self, max_ticks: float) -> None:
+        """Physics for those who have no world: go towards the goal by at most `max_ticks`."""
+        goal = self.goal_ticks
+        if goal is not None:
+            self.present_ticks += min(max(goal - self.present_ticks, -max_ticks), max_ticks)
+
+    def power_cycle(self) -> None:
+        """EEPROM as last saved, everything else as at switch-on: torque off, locked, goal where the arm is."""
+        for register in STS3215.values():
+            self.poke(register.name, register.default)
+        self.memory[:SRAM_START] = self._saved
+        self._pending = None
+        self._show_position()
+        self.poke("goal_position", self.peek("present_position"))
+
+    def _show_position(self) -> None:
+        actual = round(self._present) + self._built_offset
+        limit = (1 << 15) - 1
+        self.poke("present_position", min(max(actual - self.peek("position_offset"), -limit), limit))
+
+    # What the bus sees --------------------------------------------------------------------------------------------
+
+    def answer(self, frame: Frame) -> bytes | None:
+        """Do what a request to this servo asks; its answer, or None when it gives none."""
+        handler = self._HANDLERS.get(frame.code)
+        if handler is None:
+            return None
+        data = handler(self, frame.data)
+        if data is None:
+            return None
+        quiet = frame.id == BROADCAST and frame.code != Instruction.PING
+        if quiet or (frame.code not in (Instruction.PING, Instruction.READ) and not self.peek("status_level")):
+            return None
+        return status(self.id, self.errors, data)
+
+    def read(self, data: bytes) -> bytes | None:
+        """Memory named by `data` (address, size); addresses beyond the table read as zero."""
+        if len(data) != 2:
+            return None
+        address, size = data
+        goal, present = self.goal_ticks, self._present
+        self.poke("moving", int(goal is not None and abs(goal - present) > 2))
+        return bytes(self.memory[address : address + size]).ljust(size, b"\0")
+
+    def write(self, data: bytes) -> bytes | None:
+        """Store `data` (address, then bytes) where it may be written, with the effects of the real servo."""
+        if len(data) < 2:
+            return None
+        address, values = data[0], data[1:]
+        was_on = self.torque
+        for at, value in enumerate(values, start=address):
+            if at < MEMORY and at not in READ_ONLY:
+                self.memory[at] = value
+                if at < SRAM_START and not self.peek("lock"):
+                    self._saved[at] = value
+        self._after_write(set(range(address, address + len(values))), was_on)
+        return b""
+
+    def _after_write(self, touched: set[int], was_on: bool) -> None:
+        if STS3215["torque"].address in touched:
+            if self.peek("torque") == SET_MIDDLE:
+                self._set_middle()
+                self.poke("torque", int(was_on))
+            elif self.torque and not was_on and self.goal_on_torque == "present":
+                self.poke("goal_position", self.peek("present_position"))
+        if touched & _span(STS3215["goal_position"]):
+            self.poke("torque", TORQUE_ON)  # the real servo does this, torque off or not
+            self.poke("goal_echo", self.peek("goal_position"))
+        if touched & _span(STS3215["position_offset"]) or STS3215["torque"].address in touched:
+            self._show_position()
+
+    def _set_middle(self) -> None:
+        """Choose the offset that makes the present position 2048; the register holds +-2047, as in the real one."""
+        offset = round(self._present) + self._built_offset - MIDDLE
+        self.poke("position_offset", min(max(offset, -2047), 2047))
+        span = slice(STS3215["position_offset"].address, STS3215["position_offset"].address + 2)
+        self._saved[span] = self.memory[span]
+
+    def _ping(self, data: bytes) -> bytes | None:
+        return b""
+
+    def _reg_write(self, data: bytes) -> bytes | None:
+        if len(data) < 2:
+            return None
+        self._pending = (data[0], data[1:])
+        return b""
+
+    def _action(self, data: bytes) -> bytes | None:
+        if self._pending is not None:
+            address, values = self._pending
+            self._pending = None
+            self.write(bytes((address,)) + values)
+        return b""
+
+    def _reboot(self, data: bytes) -> bytes | None:
+        self.power_cycle()
+        return None
+
+    _HANDLERS: ClassVar[dict[int, Callable[[VirtualServo, bytes], bytes | None]]] = {
+        Instruction.PING: _ping,
+        Instruction.READ: read,
+        Instruction.WRITE: write,
+        Instruction.REG_WRITE: _reg_write,
+        Instruction.ACTION: _action,
+        Instruction.REBOOT: _reboot,
+    }
+
+
+def _span(register: Register) -> set[int]:
+    return set(range(register.address, register.address + register.size))
+
+
+class VirtualBus:
+    """Servos on one wire. `feed` takes what a program wrote and returns what it would read; `due` what came late."""
+
+    def __init__(self, servos: Iterable[VirtualServo], clock: Callable[[], float] = now):
+        self.servos = list(servos)
+        self.faults: list[Fault] = []
+        self.bytes_in = 0
+        self._clock = clock
+        self._partial = b""
+        self._fed_at = clock()
+        self._late: list[tuple[float, bytes]] = []  # (when, bytes), in the order they leave
+
+    @classmethod
+    def from_calibration(cls, calibration: Calibration, clock: Callable[[], float] = now) -> VirtualBus:
+        """An arm calibrated as the file says, each joint in the middle of its range."""
+        joints = calibration.values()
+        return cls(
+            (VirtualServo(j.id, offset=j.homing_offset, low=j.range_min, high=j.range_max) for j in joints), clock
+        )
+
+    def servo(self, id: int) -> VirtualServo:
+        return next(servo for servo in self.servos if servo.id == id)
+
+    def inject(self, kind: Kind, id: int | None = None, times: int | None = None, delay_s: float = 0.0) -> Fault:
+        """Start a fault; see `Fault` for the kinds. `clear` ends all of them."""
+        fault = Fault(kind, id, times, delay_s)
+        self.faults.append(fault)
+        return fault
+
+    def clear(self) -> None:
+        self.faults.clear()
+
+    def feed(self, data: bytes) -> bytes:
+        """Bytes from the program in, bytes that answer at once out. Accepts any split and any junk."""
+        if self._partial and self._clock() - self._fed_at > SILENCE_S:
+            self._partial = b""
+        self._fed_at = self._clock()
+        self.bytes_in += len(data)
+        frames, self._partial = split_frames(self._partial + data)
+        return self.due() + b"".join(self._handle(frame) for frame in frames)
+
+    def due(self) -> bytes:
+        """Late answers whose time has come."""
+        ready = b""
+        while self._late and self._late[0][0] <= self._clock():
+            ready += self._late.pop(0)[1]
+        return ready
+
+    @property
+    def next_due(self) -> float | None:
+        """When `due` has something, on the bus's clock (s), or None."""
+        return self._late[0][0] if self._late else None
+
+    def _handle(self, frame: Frame) -> bytes:
+        echo = encode(frame) if self._active("echo", frame.id) else b""
+        return echo + b"".join(self._answers(frame))
+
+    def _answers(self, frame: Frame) -> Iterable[bytes]:
+        if frame.code == Instruction.SYNC_READ:
+            yield from self._sync_read(frame.data)
+        elif frame.code == Instruction.SYNC_WRITE:
+            self._sync_write(frame.data)
+        else:
+            for servo in self.servos:
+                if frame.id in (servo.id, BROADCAST) and not self._active("silent", servo.id):
+                    yield self._leave(servo.id, servo.answer(frame))
+
+    def _sync_read(self, data: bytes) -> Iterable[bytes]:
+        window, asked = data[:2], data[2:]
+        present = {servo.id: servo for servo in self.servos}
+        for id in asked:
+            servo = present.get(id)
+            if servo is None or self._active("silent", id):
+                if self._active("stop_at_gap", id):
+                    return
+                continue
+            values = servo.read(window)
+            yield self._leave(id, None if values is None else status(id, servo.errors, values))
+
+    def _sync_write(self, data: bytes) -> None:
+        if len(data) < 2 or (len(data) - 2) % (data[1] + 1):
+            return
+        address, step = data[0], data[1] + 1
+        slots = {data[at]: data[at + 1 : at + step] for at in range(2, len(data), step)}
+        for servo in self.servos:
+            if servo.id in slots and not self._active("silent", servo.id):
+                servo.write(bytes((address,)) + slots[servo.id])
+
+    def _active(self, kind: Kind, id: int) -> bool:
+        """Whether a fault of this kind concerns the servo now; counts as one use of it."""
+        for fault in self.faults:
+            if fault.kind == kind and fault.concerns(id):
+                fault.use()
+                return True
+        return False
+
+    def _leave(self, id: int, answer: bytes | None) -> bytes:
+        """An answer on its way out, past the faults; what must wait goes to the late queue."""
+        if answer is None:
+            return b""
+        for kind, damage in DAMAGE.items():
+            if self._active(kind, id):  # type: ignore[arg-type]
+                answer = damage(answer)
+        for fault in self.faults:
+            if fault.kind in ("late", "split") and fault.concerns(id):
+                fault.use()
+                now_part = answer[: len(answer) // 2] if fault.kind == "split" else b""
+                self._postpone(fault.delay_s, answer[len(now_part) :])
+                return now_part
+        if self._late:  # a wire keeps its order: nothing overtakes a late answer
+            self._postpone(0.0, answer)
+            return b""
+        return answer
+
+    def _postpone(self, delay_s: float, data: bytes) -> None:
+        last = self._late[-1][0] if self._late else 0.0
+        self._late.append((max(self._clock() + delay_s, last), data))
