@@ -1,0 +1,58 @@
+"""A version as a chain: a full bundle and then deltas, each changing some tensors of the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from hotpolicy.runtime.bundle import Bundle
+from hotpolicy.runtime.errors import BundleError
+from hotpolicy.runtime.manifest import TensorInfo
+
+
+def check_delta(parent: Mapping[str, TensorInfo], delta: Mapping[str, TensorInfo]) -> None:
+    """Raises BundleError naming a delta's tensor that its parent lacks, or has in another shape or dtype."""
+    for name, info in delta.items():
+        if name not in parent:
+            raise BundleError(f"tensor {name}: not in the parent, so a delta cannot change it")
+        was = parent[name]
+        if (was.shape, was.dtype) != (info.shape, info.dtype):
+            raise BundleError(f"tensor {name}: parent has {was.dtype} {was.shape}, delta {info.dtype} {info.shape}")
+
+
+def apply_delta(parent: Mapping[str, np.ndarray], delta: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The parent's tensors with the delta's in their places; unchanged arrays are shared, not copied.
+    Raises BundleError as `check_delta` does."""
+    for name, tensor in delta.items():
+        if name not in parent:
+            raise BundleError(f"tensor {name}: not in the parent, so a delta cannot change it")
+        was = parent[name]
+        if (was.shape, was.dtype) != (tensor.shape, tensor.dtype):
+            raise BundleError(f"tensor {name}: parent has {was.dtype} {was.shape}, delta {tensor.dtype} {tensor.shape}")
+    return {**parent, **delta}
+
+
+def check_chain(chain: Sequence[Bundle]) -> None:
+    """A chain is a full bundle and then deltas, each on the one before. Raises BundleError when it is not."""
+    if not chain or chain[0].manifest.kind != "full":
+        raise BundleError("chain: expected a full bundle first")
+    for before, bundle in pairwise(chain):
+        if bundle.manifest.kind != "delta" or bundle.manifest.parent != before.id:
+            raise BundleError(f"{bundle.id}: expected a delta on {before.id}")
+        if bundle.manifest.model != chain[0].manifest.model:
+            raise BundleError(f"{bundle.id}: model: a delta keeps its parent's family and config")
+        try:
+            check_delta(chain[0].manifest.tensors, bundle.manifest.tensors)
+        except BundleError as error:
+            raise BundleError(f"{bundle.id}: {error}") from error
+
+
+def resolve(chain: Sequence[Bundle]) -> dict[str, np.ndarray]:
+    """All tensors of the version at the end of a chain, verified. Raises BundleError."""
+    check_chain(chain)
+    tensors = chain[0].tensors()
+    for bundle in chain[1:]:
+        tensors = apply_delta(tensors, bundle.tensors())
+    return tensors

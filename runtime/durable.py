@@ -1,0 +1,69 @@
+"""Writing files so that a crash at any moment leaves either the old content or the new, never half of one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a new file and wait until the disk has it. The file's name is durable after `sync_folder`."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def copy_file(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+    sync_file(target)
+
+
+def sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+sync_folder = sync_file  # on Linux a folder is synced through a descriptor too: this makes its names durable
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Replace a file's content in one step: readers see the old content or the new."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_file(fresh, data)
+    os.replace(fresh, path)
+    sync_folder(path.parent)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line and wait until the disk has it. A torn line left by a crash is closed off first."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        size = os.fstat(descriptor).st_size
+        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        data = (("\n" if torn else "") + line + "\n").encode()
+        if os.write(descriptor, data) != len(data):
+            raise OSError(f"{path}: the disk took only a part of a line")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if size == 0:
+        sync_folder(path.parent)
+
+
+def settle_folder(fresh: Path, final: Path) -> bool:
+    """Rename a finished, synced folder to its final name. False when a folder is there already: the fresh one
+    is then removed, because folders named by their content are the same."""
+    try:
+        os.rename(fresh, final)
+    except OSError:
+        if not final.is_dir():
+            raise
+        shutil.rmtree(fresh)
+        return False
+    sync_folder(final.parent)
+    return True

@@ -1,0 +1,108 @@
+"""Golden observations: fixed inputs, with fixed noise, on which a candidate must prove itself before it serves."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hotpolicy.runtime.bundle import Bundle
+from hotpolicy.runtime.errors import BundleError
+from hotpolicy.runtime.messages import Observation, RobotSpec
+
+FILE = "golden.npz"
+ARRAYS = ("images", "state", "tasks", "noise")
+
+
+@dataclass(frozen=True)
+class Golden:
+    """n observations. Cameras are in the spec's order; all have one size, because they are one array."""
+
+    images: np.ndarray  # (n, cameras, height, width, 3) uint8 RGB
+    state: np.ndarray  # (n, joints) float32, units of the RobotSpec
+    tasks: np.ndarray  # (n,) fixed-width unicode: instructions
+    noise: np.ndarray  # (n, horizon, joints) float32: where the flow starts, so that answers can be compared
+
+    def __post_init__(self) -> None:
+        """Raises BundleError naming the array that is of the wrong shape or dtype, or not finite."""
+        n = len(self.tasks) if self.tasks.ndim == 1 else -1
+        _expect(self.tasks, "tasks", self.tasks.dtype.kind == "U" and n > 0, "(n,) fixed-width unicode, n > 0")
+        images = self.images.dtype == np.uint8 and self.images.ndim == 5 and self.images.shape[-1] == 3
+        _expect(self.images, "images", images and len(self.images) == n, f"({n}, cameras, h, w, 3) uint8")
+        _expect(self.state, "state", self.state.ndim == 2 and len(self.state) == n, f"({n}, joints)")
+        joints = self.state.shape[1]
+        noise = self.noise.ndim == 3 and len(self.noise) == n and self.noise.shape[2] == joints
+        _expect(self.noise, "noise", noise, f"({n}, horizon, {joints})")
+        for name in ("state", "noise"):
+            array: np.ndarray = getattr(self, name)
+            _expect(array, name, array.dtype == np.float32 and bool(np.isfinite(array).all()), "finite float32")
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def observations(self, spec: RobotSpec) -> list[Observation]:
+        """The n observations, as a robot of this spec would show them. Raises BundleError when they do not fit."""
+        sizes = [(camera.height, camera.width, 3) for camera in spec.cameras]
+        if list(self.images.shape[2:]) * len(sizes) != [n for size in sizes for n in size] or (
+            self.images.shape[1] != len(sizes)
+        ):
+            raise BundleError(f"{FILE}: images: the spec's cameras give {sizes}, got {self.images.shape[1:]}")
+        if self.state.shape[1] != len(spec.joints):
+            raise BundleError(f"{FILE}: state: the spec has {len(spec.joints)} joints, got {self.state.shape[1]}")
+        return [
+            Observation(
+                {camera.name: image for camera, image in zip(spec.cameras, images, strict=True)}, state, str(task)
+            )
+            for images, state, task in zip(self.images, self.state, self.tasks, strict=True)
+        ]
+
+    def to_bytes(self) -> bytes:
+        """The content of `golden.npz`; the same observations give the same bytes."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, images=self.images, state=self.state, tasks=self.tasks, noise=self.noise)
+        return buffer.getvalue()
+
+    @classmethod
+    def load(cls, path: Path) -> Golden:
+        """Read `golden.npz`. Raises BundleError when it is damaged."""
+        try:
+            # not np.load: it would take a lone array or a pickle too, and leaves open a file that it cannot read
+            with path.open("rb") as file, np.lib.npyio.NpzFile(file) as data:
+                if sorted(data.files) != sorted(ARRAYS):
+                    raise BundleError(f"{path}: expected {', '.join(ARRAYS)}, got {', '.join(sorted(data.files))}")
+                arrays = {name: data[name] for name in ARRAYS}
+        except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+            raise BundleError(f"{path}: not an npz of golden observations: {error}") from error
+        try:
+            return cls(**arrays)
+        except BundleError as error:
+            raise BundleError(f"{path}: {error}") from error
+
+    @classmethod
+    def of_chain(cls, chain: Sequence[Bundle]) -> Golden | None:
+        """The golden observations of the version at the end of a chain: its own, or the nearest it inherits."""
+        for bundle in reversed(chain):
+            if FILE in bundle.manifest.files:
+                return cls.load(bundle.file(FILE))
+        return None
+
+    @classmethod
+    def blank(cls, spec: RobotSpec, horizon: int, n: int = 1) -> Golden:
+        """Grey images, joints in mid-range, no words: for warming up, and for a version that brings no golden file."""
+        if len({(camera.height, camera.width) for camera in spec.cameras}) > 1:
+            raise BundleError(f"{FILE}: cameras of different sizes do not fit one array")
+        height, width = (spec.cameras[0].height, spec.cameras[0].width) if spec.cameras else (1, 1)
+        middle = np.array([(joint.low + joint.high) / 2 for joint in spec.joints], np.float32)
+        noise = np.random.default_rng(0).standard_normal((n, horizon, len(spec.joints)), np.float32)
+        images = np.full((n, len(spec.cameras), height, width, 3), 128, np.uint8)
+        return cls(images, np.tile(middle, (n, 1)), np.array([""] * n, "U1"), noise)
+
+
+def _expect(array: np.ndarray, name: str, right: bool, expected: str) -> None:
+    if not right:
+        raise BundleError(f"{name}: expected {expected}, got {array.dtype} {array.shape}")
