@@ -32,12 +32,12 @@ check: $(VENV)/.installed-dev
 # The stamps stand for "installed with these versions"; pip runs again only when one of the two files changes.
 $(VENV)/.installed-all: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing hotpolicy into $(VENV) (a few minutes the first time)"
-	@$(PIP) install --quiet --editable '.[all]' --constraint constraints.txt
+	@$(PIP) install --quiet --quiet --editable '.[all]' --constraint constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing hotpolicy and its test tools into $(VENV) (a few minutes the first time)"
-	@$(PIP) install --quiet --editable '.[dev]' --constraint constraints.txt
+	@$(PIP) install --quiet --quiet --editable '.[dev]' --constraint constraints.txt
 	@touch $@ $(VENV)/.installed-all
 
 $(BIN)/python:
