@@ -10,8 +10,9 @@ import math
 
 import torch
 import torch.nn.functional as F
-from hotpolicy.runtime.tokenizer import WordTokenizer
 from torch import Tensor, nn
+
+from hotpolicy.runtime.tokenizer import WordTokenizer
 
 
 class Localiser(nn.Module):

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from hotpolicy.finetune.ema import Ema
 from hotpolicy.finetune.localise import Babbler, Localiser
 from hotpolicy.runtime.model.pi0 import Pi0, Pi0Config, sample_times
 from hotpolicy.runtime.transforms import Transforms
-from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.engine import Engine, load_engine
 from hotpolicy.runtime.errors import BadRequest

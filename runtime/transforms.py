@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from hotpolicy.runtime.engine import Batch
 from hotpolicy.runtime.errors import BundleError
 from hotpolicy.runtime.messages import Observation

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+
 from hotpolicy.robots.sim.kinematics import MAX_STEP, units
 from hotpolicy.robots.sim.scene import HALF
 from hotpolicy.robots.sim.tasks import KNOWN_COLOURS, Task

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+
 from hotpolicy.runtime.messages import Joint
 
 SHOULDER_HEIGHT = 0.12  # m above the table

@@ -13,6 +13,7 @@ os.environ.setdefault("MUJOCO_GL", "disable")  # no OpenGL is needed, and probin
 
 import mujoco
 import numpy as np
+
 from hotpolicy.robots.sim.kinematics import FOREARM, JOINTS, NAMES, SHOULDER_HEIGHT, UPPER_ARM, WRIST_TO_TIP
 
 HALF = 0.017  # half the edge of a cube, m

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+
 from hotpolicy.robots.sim.kinematics import HOME, reach
 from hotpolicy.robots.sim.scene import COLOURS, HALF, Scene
 from hotpolicy.runtime.errors import BadRequest

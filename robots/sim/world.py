@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+
 from hotpolicy.robots.sim import kinematics
 from hotpolicy.robots.sim.scene import IMAGE_SIZE, Scene
 from hotpolicy.robots.sim.tasks import Referee, Task, draw_cubes, draw_start

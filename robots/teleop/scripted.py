@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+
 from hotpolicy.robots.sim.kinematics import reach
 from hotpolicy.robots.sim.scene import HALF
 from hotpolicy.robots.sim.tasks import Task

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+
 from hotpolicy.runtime.errors import ConfigError
 
 if TYPE_CHECKING:

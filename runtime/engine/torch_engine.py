@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.engine import Batch
 from hotpolicy.runtime.errors import BundleError
 from hotpolicy.runtime.model.pi0 import Pi0, Pi0Config
-from torch import Tensor
 
 
 class TorchEngine:

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from hotpolicy.runtime.model.vision import ConvStem, SiglipTower, VisionConfig
 from torch import Tensor, nn
+
+from hotpolicy.runtime.model.vision import ConvStem, SiglipTower, VisionConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +234,7 @@ class Pi0(nn.Module):
         rotation = _rotation(mask.cumsum(1) - 1, self.config.language.head_dim)
         visible = mask[:, None, None, :]
         keys, values = [], []
-        for layer in self.language:
+        for layer in _layers(self.language):
             x, _ = layer.input_layernorm(hidden)
             key, value = layer.self_attn.key_value(x, rotation)
             keys.append(key)
@@ -260,7 +261,7 @@ class Pi0(nn.Module):
             self.config.expert.head_dim,
         )
         visible = self._visible(prefix.mask, draws, length)
-        for layer, prefix_key, prefix_value in zip(self.expert, prefix.keys, prefix.values, strict=True):
+        for layer, prefix_key, prefix_value in zip(_layers(self.expert), prefix.keys, prefix.values, strict=True):
             y, gate = layer.input_layernorm(x, cond)
             key, value = layer.self_attn.key_value(y, rotation)
             attended = layer.self_attn.attend(
@@ -324,6 +325,10 @@ class Pi0(nn.Module):
 def sample_times(shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
     """Training times: Beta(1.5, 1) * 0.999 + 0.001, mostly near noise, as in pi0. Beta(a, 1) is uniform ** (1/a)."""
     return torch.rand(shape, generator=generator).pow(1 / 1.5) * 0.999 + 0.001
+
+
+def _layers(modules: nn.ModuleList) -> list[GemmaLayer]:
+    return list(modules)  # type: ignore[arg-type]  # a ModuleList forgets what it holds
 
 
 def _group(name: str) -> str:
