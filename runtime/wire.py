@@ -1,0 +1,212 @@
+"""Messages as ZeroMQ frames: a msgpack header, then the large arrays as raw frames behind it.
+
+Frame 0 is a msgpack map {"v": 1, "kind": ..., "id": ..., ...}. An array anywhere in it stands as
+{"$a": [dtype, shape, place]}: `place` is the number of the frame with its bytes (C order, little endian), or the bytes
+themselves when they are few. This file knows no sockets and no robots; what the fields mean is envelope.py's business.
+
+Rule 1: nothing is built from a peer's bytes before its size has been checked.
+Rule 2: whatever the bytes, decoding ends in a message or in one fault that names the field.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from hotpolicy.runtime.errors import BadRequest, HotpolicyError
+
+VERSION = 1
+INLINE_BYTES = 4096  # up to here an array rides in the header: a frame of its own costs more than the copy
+ARRAY = "$a"
+
+# Booleans, integers and floats; no object, string or time dtype can be named on this wire.
+DTYPES = {
+    name: np.dtype(name)
+    for name in ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8")
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_SCALARS = frozenset((type(None), bool, int, float, str, bytes))
+
+Message = dict[str, Any]
+Buffer = bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """The most a peer may send in one message."""
+
+    message_bytes: int = 64 << 20  # all frames together
+    header_bytes: int = 1 << 20
+    frames: int = 17  # the header and sixteen arrays
+    ndim: int = 6
+    depth: int = 8  # maps and lists inside one another
+    map_length: int = 256
+    list_length: int = 4096
+
+
+CAPS = Caps()
+
+
+class _Encoder(threading.local):
+    """One per thread: the packer's buffer is kept from message to message."""
+
+    def __init__(self) -> None:
+        self.frames: list[Buffer] = []
+        self.packer = msgpack.Packer(default=self._stand_in)
+
+    def _stand_in(self, value: object) -> object:
+        if isinstance(value, np.ndarray):
+            name = _NAMES.get(value.dtype)
+            if name is None:
+                value, name = _little_endian(value)
+            if value.nbytes <= INLINE_BYTES:
+                return {ARRAY: (name, value.shape, value.tobytes())}
+            self.frames.append(np.ascontiguousarray(value).data.cast("B"))
+            return {ARRAY: (name, value.shape, len(self.frames) - 1)}
+        if isinstance(value, np.generic) and value.dtype in _NAMES:
+            return value.item()
+        raise BadRequest(f"message: expected numbers, text, maps, lists and arrays, got {type(value).__name__}")
+
+
+_encoder = _Encoder()
+
+
+def _little_endian(array: np.ndarray) -> tuple[np.ndarray, str]:
+    dtype = array.dtype.newbyteorder("<")
+    if dtype not in _NAMES:
+        raise BadRequest(f"array: expected a dtype among {', '.join(DTYPES)}, got {array.dtype}")
+    return array.astype(dtype), _NAMES[dtype]
+
+
+def encode(message: Message) -> list[Buffer]:
+    """The frames of a message. Large arrays are not copied: leave them unchanged until the message is answered.
+
+    Raises BadRequest when a value has no place on this wire (an object array, a date, an integer beyond 64 bits).
+    """
+    frames = _encoder.frames = [b""]
+    try:
+        frames[0] = _encoder.packer.pack(message)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise BadRequest(f"message: {error}") from error
+    return frames
+
+
+def decode(frames: Sequence[Buffer], caps: Caps = CAPS, fault: type[HotpolicyError] = BadRequest) -> Message:
+    """The message in these frames; its large arrays are read-only views of them.
+
+    Raises `fault` (BadRequest at a server, BadReply at a client) and nothing else, whatever the bytes.
+    """
+    header = _header(frames, caps, fault)
+    if header.get("v") != VERSION:
+        raise fault(f"v: expected {VERSION}, got {_short(header.get('v'))}")
+    reader = _Reader(frames, caps, fault)
+    reader.walk(header, "", 1)
+    if reader.unread:
+        raise fault(f"frames: expected each to belong to one array, but {len(reader.unread)} belong to none")
+    return header
+
+
+def peek_id(frames: Sequence[Buffer], caps: Caps = CAPS) -> int | None:
+    """The id of a message that may not decode, so that its sender can be told; None when not even that is readable."""
+    try:
+        found = _header(frames, caps, BadRequest).get("id")
+    except BadRequest:
+        return None
+    return found if type(found) is int else None
+
+
+def _header(frames: Sequence[Buffer], caps: Caps, fault: type[HotpolicyError]) -> Message:
+    if not 1 <= len(frames) <= caps.frames:
+        raise fault(f"frames: expected 1 to {caps.frames}, got {len(frames)}")
+    total = sum(len(frame) for frame in frames)
+    if total > caps.message_bytes:
+        raise fault(f"message: expected at most {caps.message_bytes} bytes, got {total}")
+    if len(frames[0]) > caps.header_bytes:
+        raise fault(f"header: expected at most {caps.header_bytes} bytes, got {len(frames[0])}")
+    try:
+        header = msgpack.unpackb(
+            frames[0],
+            max_map_len=caps.map_length,
+            max_array_len=caps.list_length,
+            max_ext_len=0,
+        )
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise fault(f"header: expected a msgpack map, got {len(frames[0])} bytes that are not one") from error
+    if type(header) is not dict:
+        raise fault(f"header: expected a msgpack map, got {type(header).__name__}")
+    return header
+
+
+class _Reader:
+    """Walks a header in place: arrays for their stand-ins, and no value of a kind or depth we did not ask for."""
+
+    def __init__(self, frames: Sequence[Buffer], caps: Caps, fault: type[HotpolicyError]):
+        self.frames, self.caps, self.fault = frames, caps, fault
+        self.unread = set(range(1, len(frames)))
+
+    def walk(self, value: Any, path: str, depth: int) -> Any:
+        if depth > self.caps.depth:
+            raise self.fault(f"{path[:80]}: expected at most {self.caps.depth} levels")
+        if type(value) is dict:
+            if ARRAY in value:
+                return self._array(value, path)
+            for key, item in value.items():
+                if type(key) is not str:
+                    raise self.fault(f"{path or 'header'}: expected text as keys, got {type(key).__name__}")
+                if type(item) not in _SCALARS:
+                    value[key] = self.walk(item, f"{path}.{_short(key)}" if path else _short(key), depth + 1)
+        elif type(value) is list:
+            for index, item in enumerate(value):
+                if type(item) not in _SCALARS:
+                    value[index] = self.walk(item, f"{path}[{index}]", depth + 1)
+        else:  # a msgpack extension type
+            raise self.fault(f"{path}: expected plain msgpack, got {type(value).__name__}")
+        return value
+
+    def _array(self, stand_in: dict[Any, Any], path: str) -> np.ndarray:
+        field, spec = path or "header", stand_in[ARRAY]
+        if len(stand_in) != 1 or type(spec) is not list or len(spec) != 3:
+            raise self.fault(f"{field}: expected an array as [dtype, shape, place]")
+        name, shape, place = spec
+        dtype = DTYPES.get(name) if type(name) is str else None
+        if dtype is None:
+            raise self.fault(f"{field}: expected a dtype among {', '.join(DTYPES)}, got {_short(name)}")
+        if type(shape) is not list or len(shape) > self.caps.ndim or not all(type(n) is int and n >= 0 for n in shape):
+            raise self.fault(f"{field}: expected a shape of at most {self.caps.ndim} sizes, got {_short(shape)}")
+        data = self._bytes(place, field)
+        expected = math.prod(shape) * dtype.itemsize
+        if expected != len(data):
+            raise self.fault(f"{field}: expected {expected} bytes for {name} {_short(shape)}, got {len(data)}")
+        try:
+            array = np.frombuffer(data, dtype).reshape(shape) if expected else np.empty(shape, dtype)
+        except ValueError as error:  # sizes beside a zero that numpy cannot hold
+            raise self.fault(f"{field}: expected a shape, got {_short(shape)}") from error
+        if dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
+            raise self.fault(f"{field}: expected bytes 0 and 1 in a boolean array")
+        if not array.flags.aligned:  # a frame may start anywhere in libzmq's receive buffer
+            array = array.copy()
+        array.flags.writeable = False
+        return array
+
+    def _bytes(self, place: object, field: str) -> Buffer:
+        if type(place) is bytes:
+            return place
+        if type(place) is not int or place not in self.unread:
+            raise self.fault(f"{field}: expected the number of an array's own frame, got {_short(place)}")
+        self.unread.discard(place)
+        return self.frames[place]
+
+
+def _short(value: object) -> str:
+    """A peer's value, safe to print on one line."""
+    if isinstance(value, str):
+        return ascii(value[:40])[1:-1]
+    if isinstance(value, list):
+        return ascii([n if type(n) in (int, float) else type(n).__name__ for n in value[:8]])
+    return ascii(value)[:60] if type(value) in (int, float, bool, type(None)) else type(value).__name__
