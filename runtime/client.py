@@ -1,0 +1,302 @@
+"""The robot's and the operator's side of the socket. Every call has a deadline; no torch here.
+
+A request has an id that rises. A reply with another id than the one awaited is dropped and counted, so a late or
+reordered answer is never taken for a newer one. When the server dies, freezes or restarts, a call costs at most its
+deadline, and the connection comes back by itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+import uuid
+from collections import Counter
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypeVar
+
+import zmq
+
+from hotpolicy.runtime import envelope, wire
+from hotpolicy.runtime.clock import Deadline, now
+from hotpolicy.runtime.envelope import ServerInfo
+from hotpolicy.runtime.errors import BadReply, BadRequest, ConfigError, HotpolicyError, ServerLost
+from hotpolicy.runtime.messages import ActionChunk, Boundary, InferRequest, Observation
+from hotpolicy.runtime.wire import Message
+
+__all__ = ["ControlClient", "PolicyClient", "ServerInfo"]
+
+C = TypeVar("C", bound="Connection")
+BACKLOG = 256  # replies that may wait in the socket
+
+
+class Connection:
+    """A DEALER socket that keeps deadlines. For one thread at a time."""
+
+    def __init__(self, endpoint: str):
+        """Raises ConfigError when the endpoint is not one. A server that is not there yet is no error."""
+        self.endpoint = endpoint
+        self.dropped: Counter[str] = Counter()  # replies not used, by reason: "late", "garbage"
+        self._ids = itertools.count(1)
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a server that is not there
+        self._socket.setsockopt(zmq.SNDHWM, 8)
+        self._socket.setsockopt(zmq.RCVHWM, BACKLOG)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.CAPS.message_bytes)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 20)  # ms, doubling
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+        self._socket.setsockopt(zmq.HANDSHAKE_IVL, 2000)
+        self._socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)  # a server that vanished without a word is noticed
+        try:
+            self._socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            self._socket.close(0)
+            raise ConfigError(f"endpoint: expected tcp://HOST:PORT or ipc://PATH, got {endpoint!r}") from error
+
+    def close(self) -> None:
+        self._socket.close(0)
+
+    def __enter__(self: C) -> C:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ask(self, kind: str, deadline: Deadline, **fields: Any) -> Message:
+        """Send one message and wait for its reply."""
+        message = envelope.message(kind, next(self._ids), **fields)
+        self._post(message, deadline)
+        if (reply := self._await(message["id"], deadline)) is None:
+            raise ServerLost(f"{self.endpoint}: no answer to {kind} before the deadline")
+        return reply
+
+    def _post(self, message: Message, deadline: Deadline) -> None:
+        frames = wire.encode(message)
+        while True:
+            try:
+                self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+                return
+            except zmq.Again:
+                if not self._socket.poll(_milliseconds(deadline), zmq.POLLOUT) and deadline.passed():
+                    raise ServerLost(f"{self.endpoint}: no server there before the deadline") from None
+
+    def _await(self, id: int, deadline: Deadline) -> Message | None:
+        """The reply with this id, or None once the deadline has passed. Raises the error it reports, if it does."""
+        unwanted = 0
+        while (reply := self._receive(deadline)) is not None:
+            if reply.get("id") == id:
+                if reply["kind"] == "error":
+                    raise envelope.to_error(reply)
+                return reply
+            self.dropped["late" if reply else "garbage"] += 1
+            unwanted += 1
+            if deadline.passed() and unwanted > BACKLOG:  # a peer that floods does not hold the caller
+                return None
+        return None
+
+    def _receive(self, deadline: Deadline) -> Message | None:
+        """The next message: {} when it was garbage, None once the deadline has passed without one."""
+        while True:
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                break
+            except zmq.Again:
+                if not self._socket.poll(_milliseconds(deadline)) and deadline.passed():
+                    return None
+        try:
+            message = wire.decode([frame.buffer for frame in frames], fault=BadReply)
+            fields = envelope.Fields(message, BadReply)
+            fields.integer("id")
+            fields.text("kind", 32)
+        except BadReply:
+            return {}
+        return message
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A request sent by `ask` whose answer is awaited."""
+
+    id: int
+    deadline: Deadline
+
+
+class PolicyClient(Connection):
+    """Asks a policy server for action chunks. One per robot; for one thread at a time.
+
+    `infer` waits for the answer. `ask` and `poll` let a control loop go on meanwhile. Images and state are sent
+    without a copy: leave an observation's arrays unchanged until it is answered.
+    """
+
+    def __init__(self, endpoint: str, session: str | None = None, timeout_s: float = 1.0, boundary: Boundary = "chunk"):
+        """`timeout_s`: the deadline of a call that names none, s. `boundary`: when this robot may change version."""
+        if not timeout_s > 0:
+            raise ConfigError(f"timeout_s: expected more than 0, got {timeout_s}")
+        super().__init__(endpoint)
+        self.session = session or uuid.uuid4().hex
+        self.timeout_s = timeout_s
+        self.boundary = boundary
+        self.episode = 0
+        self._asked: _Asked | None = None
+
+    def hello(self) -> ServerInfo:
+        """What the server serves. Raises ServerLost, BadReply."""
+        return envelope.to_info(self._ask("hello", Deadline.after(self.timeout_s)))
+
+    def ping(self) -> str:
+        """The server's state: starting, warming, ready, draining or failed. Raises ServerLost."""
+        return envelope.Fields(self._ask("ping", Deadline.after(self.timeout_s)), BadReply).text("state", 16)
+
+    def stats(self) -> dict[str, Any]:
+        """The server's counts, latencies and versions. Raises ServerLost."""
+        return envelope.Fields(self._ask("stats", Deadline.after(self.timeout_s)), BadReply).mapping("stats")
+
+    def wait_ready(self, timeout_s: float) -> ServerInfo:
+        """Return once the server is ready, even if it is still to be started. Raises ServerLost."""
+        deadline = Deadline.after(timeout_s)
+        while not deadline.passed():
+            try:
+                info = envelope.to_info(self._ask("hello", Deadline.after(min(1.0, deadline.remaining()))))
+            except ServerLost:
+                continue
+            if info.state == "ready":
+                return info
+            time.sleep(min(0.02, deadline.remaining()))
+        raise ServerLost(f"{self.endpoint}: not ready within {timeout_s:g} s")
+
+    def new_episode(self) -> None:
+        """Begin another episode: what was asked in the old one is no longer awaited."""
+        self.episode += 1
+        self._asked = None
+
+    def infer(self, observation: Observation, deadline_ms: float | None = None) -> ActionChunk:
+        """The actions for this observation. Supersedes what `ask` still awaits.
+
+        Raises BadRequest (fix the call), ServerLost, Expired, Busy, EngineFault (hold, ask again) within the deadline.
+        """
+        request, deadline = self._request(observation, deadline_ms)
+        self._asked = None
+        self._post(envelope.from_request(request), deadline)
+        if (reply := self._await(request.id, deadline)) is None:
+            raise ServerLost(f"{self.endpoint}: no answer before the deadline")
+        return envelope.to_chunk(reply)
+
+    def ask(self, observation: Observation, deadline_ms: float | None = None) -> int:
+        """Send an observation and return its id at once; `poll` brings the answer.
+
+        Raises BadRequest, or ServerLost when there is no server to send to: it does not wait for one.
+        """
+        request, deadline = self._request(observation, deadline_ms)
+        self._asked = None
+        self._post(envelope.from_request(request), Deadline.after(0.0))
+        self._asked = _Asked(request.id, deadline)
+        return request.id
+
+    def poll(self, timeout: float = 0.0) -> ActionChunk | None:
+        """The answer to the last `ask`, or None when it is not here after `timeout` s, or when nothing was asked.
+
+        Raises what the server answered instead (Expired, Superseded, Busy, EngineFault, BadRequest), or ServerLost once
+        the deadline of that `ask` has passed. Either way nothing is awaited any more: ask again.
+        """
+        asked = self._asked
+        if asked is None:
+            return None
+        try:
+            reply = self._await(asked.id, Deadline.after(min(timeout, asked.deadline.remaining())))
+        except HotpolicyError:
+            self._asked = None
+            raise
+        if reply is None and not asked.deadline.passed():
+            return None
+        self._asked = None
+        if reply is None:
+            raise ServerLost(f"{self.endpoint}: no answer before the deadline")
+        return envelope.to_chunk(reply)
+
+    def _request(self, observation: Observation, deadline_ms: float | None) -> tuple[InferRequest, Deadline]:
+        budget_ms = 1000 * self.timeout_s if deadline_ms is None else deadline_ms
+        if not budget_ms > 0:
+            raise BadRequest(f"deadline_ms: expected more than 0, got {deadline_ms}")
+        request = InferRequest(
+            id=next(self._ids),
+            session=self.session,
+            observation=observation,
+            observed_at=now(),
+            deadline_ms=budget_ms,
+            boundary=self.boundary,
+            episode=self.episode,
+        )
+        return request, Deadline.after(budget_ms / 1000)
+
+
+class ControlClient(Connection):
+    """Operators' commands. They may take minutes (a version loads), so a call waits as long as the server lives."""
+
+    def __init__(self, endpoint: str, timeout_s: float = 3.0, longest_s: float = 600.0):
+        """`timeout_s`: silence after which the server counts as lost. `longest_s`: the end of any command."""
+        super().__init__(endpoint)
+        self.timeout_s, self.longest_s = timeout_s, longest_s
+
+    def ping(self) -> str:
+        return envelope.Fields(self._ask("ping", Deadline.after(self.timeout_s)), BadReply).text("state", 16)
+
+    def stage(self, version: str, **fields: Any) -> dict[str, Any]:
+        """Load and check a version beside the live one. Raises UnknownVersion, SwapRefused, BundleError, ServerLost."""
+        return self.command("stage", version=version, **fields)
+
+    def swap(self, version: str, **fields: Any) -> dict[str, Any]:
+        """Stage and promote in one. Raises as `stage` does."""
+        return self.command("swap", version=version, **fields)
+
+    def promote(self, version: str, **fields: Any) -> dict[str, Any]:
+        return self.command("promote", version=version, **fields)
+
+    def rollback(self, **fields: Any) -> dict[str, Any]:
+        return self.command("rollback", **fields)
+
+    def versions(self) -> dict[str, Any]:
+        return self.command("versions")
+
+    def status(self) -> dict[str, Any]:
+        return self.command("status")
+
+    def history(self) -> dict[str, Any]:
+        return self.command("history")
+
+    def shutdown(self) -> dict[str, Any]:
+        return self.command("shutdown")
+
+    def command(self, kind: str, request_id: str | None = None, **fields: Any) -> dict[str, Any]:
+        """Send a command and wait for its result, pinging meanwhile to tell a busy server from a lost one.
+
+        Repeating a command under the same `request_id` is harmless; without one, a fresh one is made.
+        """
+        longest = Deadline.after(self.longest_s)
+        message = envelope.message(kind, next(self._ids), request_id=request_id or uuid.uuid4().hex, **fields)
+        self._post(message, Deadline.after(self.timeout_s))
+        heard = now()
+        while not longest.passed():
+            reply = self._receive(Deadline.after(min(self.timeout_s / 3, longest.remaining())))
+            if reply is None:
+                if now() - heard >= self.timeout_s:
+                    raise ServerLost(f"{self.endpoint}: silent for {self.timeout_s:g} s during {kind}")
+                self._post(envelope.message("ping", next(self._ids)), Deadline.after(self.timeout_s))
+                continue
+            if not reply:
+                self.dropped["garbage"] += 1
+                continue
+            heard = now()
+            if reply["id"] != message["id"]:
+                continue
+            if reply["kind"] == "error":
+                raise envelope.to_error(reply)
+            return envelope.Fields(reply, BadReply).mapping("result")
+        raise ServerLost(f"{self.endpoint}: {kind} did not end within {self.longest_s:g} s")
+
+
+def _milliseconds(deadline: Deadline) -> int:
+    """For zmq.poll, which takes whole milliseconds: rounded up, so that a wait never ends before its time."""
+    return int(1000 * deadline.remaining()) + 1 if deadline.remaining() else 0
