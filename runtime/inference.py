@@ -1,0 +1,237 @@
+"""The one thread that computes: batches from the scheduler, policies from the slot, answers back to the socket thread.
+
+A policy may take seconds; whoever admits, cancels or expires requests meanwhile waits for microseconds only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from hotpolicy.runtime.clock import now
+from hotpolicy.runtime.envelope import one_line
+from hotpolicy.runtime.errors import BadRequest, Busy, EngineFault, Expired, HotpolicyError, Superseded
+from hotpolicy.runtime.messages import ActionChunk, Boundary, Observation, RobotSpec
+from hotpolicy.runtime.metrics import Meter
+from hotpolicy.runtime.scheduler import Scheduler, SessionKey, Ticket
+
+logger = logging.getLogger(__name__)
+
+Outcome = ActionChunk | HotpolicyError
+Answer = Callable[[Ticket, Outcome], None]
+
+
+class Policy(Protocol):
+    """One policy version in memory, as the server sees it."""
+
+    version: str
+    digest: str
+    spec: RobotSpec
+    horizon: int
+
+    def check(self, observation: Observation) -> None: ...  # raises BadRequest naming the field
+
+    def infer(self, observations: Sequence[Observation], noise: np.ndarray | None = None) -> np.ndarray: ...
+
+
+class Slot(Protocol):
+    """The versions in memory, as the server sees them."""
+
+    live: Any  # Policy
+    previous: Any  # Policy or None
+    staged: Any  # Policy or None
+
+    def policy_for(self, session: str, boundary: Boundary, episode: int) -> Any: ...  # Policy
+
+
+class Inference:
+    """Owns the scheduler. Its methods are for the socket thread, all but `run`, which is the inference thread."""
+
+    def __init__(self, scheduler: Scheduler, slot: Slot, meter: Meter, answer: Answer):
+        self.swap_stall_ms = {"last": 0.0, "longest": 0.0, "swaps": 0}
+        self._scheduler, self._slot, self._meter, self._answer = scheduler, slot, meter, answer
+        self._lock = threading.Lock()  # held for the scheduler's decisions, never while a policy or slot is called
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._stopping = False
+        self._computing = False
+        self._served = ""  # the live version last seen
+        self._held = 0.0  # how long the slot took the last time it was asked, s
+
+    # What the socket thread calls.
+
+    def admit(self, ticket: Ticket) -> None:
+        with self._lock:
+            full = self._scheduler.full_for(ticket)
+            superseded = None if full else self._scheduler.admit(ticket)
+        if full:
+            self._answer(ticket, Busy(f"sessions: {self._scheduler.max_sessions} are waiting already"))
+            return
+        if superseded is not ticket:
+            self._bell.put(None)
+        if superseded:
+            self._answer(superseded, Superseded("a newer observation of this session came first"))
+
+    def cancel(self, session: SessionKey) -> None:
+        with self._lock:
+            ticket = self._scheduler.cancel(session)
+        if ticket:
+            self._answer(ticket, Superseded("cancelled by its session"))
+
+    def expire(self) -> float | None:
+        """Answer what is too late; returns when to look again, on the monotonic clock."""
+        with self._lock:
+            next_expiry = self._scheduler.next_expiry()
+            if next_expiry is None or next_expiry > now():
+                return next_expiry
+            late = self._scheduler.expire(now())
+            next_expiry = self._scheduler.next_expiry()
+        for ticket in late:
+            self._answer(ticket, Expired(f"waited {1000 * (now() - ticket.arrived):.0f} ms, longer than its deadline"))
+        return next_expiry
+
+    def waiting(self) -> int:
+        return len(self._scheduler)
+
+    def idle(self) -> bool:
+        with self._lock:
+            return not self._computing and not len(self._scheduler)
+
+    def stop(self) -> None:
+        """Let the thread end after the batch it computes; what still waits is answered `busy`."""
+        self._stopping = True
+        self._bell.put(None)
+
+    # What the inference thread does.
+
+    def warm_up(self) -> None:
+        """Compute once at real shapes, so that the first robot does not pay for it. Raises EngineFault."""
+        policy = self._slot.live
+        outcome = _compute(policy, [_blank(policy.spec)])[0]
+        if isinstance(outcome, HotpolicyError):
+            raise outcome
+        self._served = policy.version
+
+    def run(self) -> None:
+        while not self._stopping:
+            batch, policy, pause = self._next()
+            if not batch:
+                self._wait(pause)
+                continue
+            self._compute(batch, policy)
+        with self._lock:
+            left = self._scheduler.waiting()
+            for ticket in left:
+                self._scheduler.cancel(ticket.session)
+        for ticket in left:
+            self._answer(ticket, Busy("the server is stopping"))
+
+    def _wait(self, pause: float | None) -> None:
+        with contextlib.suppress(queue.Empty):
+            self._bell.get(timeout=pause)
+
+    def _next(self) -> tuple[list[Ticket], Any, float | None]:
+        """The next batch and its policy; or nothing, and how long to wait for the bell."""
+        with self._lock:
+            pause = self._scheduler.hold(now())
+            waiting = self._scheduler.waiting()
+        if not waiting or pause:
+            return [], None, pause or None
+        policies = self._policies(waiting)
+        with self._lock:
+            batch = self._scheduler.next_batch(now(), {ticket: policy.version for ticket, policy in policies.items()})
+            self._computing = bool(batch)
+        if not batch:
+            return [], None, None if not self._scheduler else 0.001
+        return batch, policies[batch[0]], None
+
+    def _policies(self, waiting: list[Ticket]) -> dict[Ticket, Any]:
+        """Which policy each ticket is for. What a swap costs this thread is spent here, so it is measured here."""
+        started, policies = now(), {}
+        for ticket in waiting:
+            request = ticket.request
+            try:
+                policies[ticket] = self._slot.policy_for(request.session, request.boundary, request.episode)
+            except Exception as error:
+                logger.exception("slot failed for session %s", request.session)
+                with self._lock:
+                    found = self._scheduler.cancel(ticket.session)
+                if found:
+                    self._answer(found, EngineFault(f"no policy for this session: {_name(error)}"))
+        held = now() - started
+        if (live := self._slot.live.version) != self._served:
+            stall = 1000 * max(held, self._held)  # a promotion may have begun to hold the slot one pass before
+            self.swap_stall_ms = {
+                "last": stall,
+                "longest": max(stall, self.swap_stall_ms["longest"]),
+                "swaps": self.swap_stall_ms["swaps"] + 1,
+            }
+            self._served = live
+        self._held = held
+        return policies
+
+    def _compute(self, batch: list[Ticket], policy: Policy) -> None:
+        started = now()
+        outcomes = _compute(policy, [ticket.request.observation for ticket in batch])
+        ended = now()
+        self._meter.count("batches")
+        for ticket, outcome in zip(batch, outcomes, strict=True):
+            self._answer(ticket, _outcome(ticket, policy, outcome, started, ended))
+        self._computing = False
+
+
+def _outcome(
+    ticket: Ticket, policy: Policy, actions: np.ndarray | EngineFault, started: float, ended: float
+) -> Outcome:
+    if isinstance(actions, EngineFault):
+        return actions
+    if ended >= ticket.expires:
+        return Expired(f"computed in {1000 * (ended - started):.0f} ms, which ended after its deadline")
+    return ActionChunk(
+        actions=actions,
+        rate_hz=policy.spec.rate_hz,
+        observed_at=ticket.request.observed_at,
+        request_id=ticket.request.id,
+        version=policy.version,
+        digest=policy.digest,
+        timings_ms={
+            "queue": 1000 * (started - ticket.arrived),
+            "infer": 1000 * (ended - started),
+            "total": 1000 * (ended - ticket.arrived),
+        },
+    )
+
+
+def _compute(policy: Policy, observations: list[Observation]) -> Sequence[np.ndarray | EngineFault]:
+    """One action array or one fault for each observation. A policy may fail in any way; the server goes on."""
+    expected = (len(observations), policy.horizon, len(policy.spec.joints))
+    try:
+        actions = policy.infer(observations)
+    except Exception as error:
+        logger.exception("policy %s failed", policy.version)
+        return [EngineFault(f"policy {policy.version}: {_name(error)}")] * len(observations)
+    if not isinstance(actions, np.ndarray) or actions.shape != expected or actions.dtype != np.float32:
+        got = f"{actions.dtype} {actions.shape}" if isinstance(actions, np.ndarray) else type(actions).__name__
+        fault = EngineFault(f"policy {policy.version}: expected float32 actions {expected}, got {got}")
+        return [fault] * len(observations)
+    finite = np.isfinite(actions)
+    if finite.all():
+        return list(actions)
+    fault = EngineFault(f"policy {policy.version}: computed actions that are not finite; they were not sent")
+    return [row if good.all() else fault for row, good in zip(actions, finite, strict=True)]
+
+
+def _blank(spec: RobotSpec) -> Observation:
+    images = {camera.name: np.zeros((camera.height, camera.width, 3), np.uint8) for camera in spec.cameras}
+    state = np.array([(joint.low + joint.high) / 2 for joint in spec.joints], np.float32)
+    return Observation(images=images, state=state, task="warm up")
+
+
+def _name(error: Exception) -> str:
+    """A BadRequest's own words; of any other error its type and first words."""
+    return str(error) if isinstance(error, BadRequest) else one_line(f"{type(error).__name__}: {error}")

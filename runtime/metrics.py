@@ -1,0 +1,113 @@
+"""Counts and latencies of a server, cheap enough to keep for every request; optionally read by Prometheus."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from hotpolicy.runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+WINDOW = 2048  # latest samples a quantile is taken over
+QUANTILES = (0.5, 0.95, 0.99)
+
+
+class Meter:
+    """Counts by name, and quantiles over the latest samples by name. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self._samples: dict[str, deque[float]] = {}
+
+    def count(self, name: str, by: int = 1) -> None:
+        with self._lock:
+            self._counts[name] += by
+
+    def observe(self, samples_ms: Iterable[tuple[str, float]]) -> None:
+        with self._lock:
+            for name, value in samples_ms:
+                if name not in self._samples:
+                    self._samples[name] = deque(maxlen=WINDOW)
+                self._samples[name].append(value)
+
+    def counts(self) -> dict[str, int]:
+        with self._lock:
+            return dict(self._counts)
+
+    def latency_ms(self) -> dict[str, dict[str, float]]:
+        """By name: p50, p95, p99 and max over the latest samples, and how many those are."""
+        with self._lock:
+            copies = {name: list(samples) for name, samples in self._samples.items()}
+        return {name: _summary(sorted(samples)) for name, samples in copies.items()}
+
+
+def _summary(ordered: list[float]) -> dict[str, float]:
+    quantiles = {f"p{100 * q:.0f}": quantile(ordered, q) for q in QUANTILES}
+    return {**quantiles, "max": ordered[-1], "n": len(ordered)}
+
+
+def quantile(ordered: list[float], q: float) -> float:
+    """The nearest-rank quantile of a sorted list that is not empty."""
+    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+
+
+class Exposition:
+    """Serves a stats map to Prometheus on 127.0.0.1 until closed. Raises ConfigError when the port is taken."""
+
+    def __init__(self, port: int, stats: Callable[[], dict[str, Any]]):
+        try:
+            from prometheus_client import CollectorRegistry, start_http_server
+        except ImportError as error:
+            raise ConfigError("metrics_port: expected the package prometheus-client to be installed") from error
+        registry = CollectorRegistry()
+        registry.register(_Collector(stats))
+        try:
+            self._server, self._thread = start_http_server(port, addr="127.0.0.1", registry=registry)
+        except OSError as error:
+            raise ConfigError(f"metrics_port: cannot listen on 127.0.0.1:{port}: {error.strerror}") from error
+        self.port = self._server.server_port
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Collector:
+    """Reads the stats when scraped, so that serving pays nothing for it."""
+
+    def __init__(self, stats: Callable[[], dict[str, Any]]):
+        self._stats = stats
+
+    def collect(self) -> Iterable[Metric]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        stats = self._stats()
+        requests = CounterMetricFamily("hotpolicy_requests", "Requests by what became of them", labels=["outcome"])
+        for outcome, number in stats["counts"].items():
+            requests.add_metric([outcome], number)
+        yield requests
+        latency = GaugeMetricFamily(
+            "hotpolicy_latency_ms", "Latency over recent requests", labels=["phase", "quantile"]
+        )
+        for phase, summary in stats["latency_ms"].items():
+            for name, value in summary.items():
+                if name != "n":
+                    latency.add_metric([phase, name], value)
+        yield latency
+        waiting = GaugeMetricFamily("hotpolicy_waiting", "Requests waiting to be computed", value=stats["waiting"])
+        yield waiting
+        stall = GaugeMetricFamily("hotpolicy_swap_stall_ms", "Time swaps held the inference thread", labels=["which"])
+        for which in ("last", "longest"):
+            stall.add_metric([which], stats["swap_stall_ms"][which])
+        yield stall
+        version = GaugeMetricFamily("hotpolicy_version_info", "Policy versions in memory", labels=["role", "version"])
+        for role, name in stats["versions"].items():
+            if name is not None:
+                version.add_metric([role, name], 1)
+        yield version
