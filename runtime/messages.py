@@ -63,6 +63,17 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """One tick of a control loop, as recorders and viewers get it: what was seen, wished and done."""
+
+    observation: Observation
+    requested: np.ndarray  # (joints,) float32, what the operator or the policy asked for, units of the RobotSpec
+    action: np.ndarray  # (joints,) float32, what was sent to the motors after the limits
+    version: str | None = None  # policy bundle that asked for it; None when a person or a script did
+    intervention: bool = False  # a person had taken over from a policy
+
+
+@dataclass(frozen=True, slots=True)
 class InferRequest:
     """An observation on its way to a policy, with what the scheduler needs to know."""
 

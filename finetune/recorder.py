@@ -1,0 +1,297 @@
+"""Writes demonstrations as a LeRobotDataset v3.0, one sealed episode at a time.
+
+An episode is sealed when `meta/info.json` counts it, and that file is replaced last, after everything it counts is on
+disk. Each episode has files of its own, which are never touched again; so a kill or a power cut at any moment costs
+at most the episode in progress.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import av
+import filelock
+import pyarrow as pa
+
+from hotpolicy.finetune import layout, stats
+from hotpolicy.finetune.dataset import Dataset
+from hotpolicy.finetune.disk import make_folder, move, put, sha256
+from hotpolicy.finetune.episodes import Episode, check_step
+from hotpolicy.finetune.images import Codec, codec_named
+from hotpolicy.finetune.layout import Info, Storage
+from hotpolicy.finetune.take import Take
+from hotpolicy.runtime.errors import BadRequest, DatasetError
+from hotpolicy.runtime.messages import RobotSpec, Step
+
+log = logging.getLogger(__name__)
+
+WORK = ".recording"  # folder in the dataset for what is not sealed, and the lock
+
+
+@dataclass(frozen=True, slots=True)
+class _Sealed:
+    """What info.json and its neighbours say; replaced as a whole when an episode is sealed."""
+
+    info: Info
+    tasks: tuple[str, ...]
+    versions: tuple[str, ...]  # policy versions by the numbers in the column policy_version
+    sums: Mapping[str, str]  # file -> sha256
+    stats: Mapping[str, stats.Stats]
+
+
+class Recorder:
+    """Appends episodes to a dataset folder: `begin`, `step` for every frame, then `save` or `discard`.
+
+    `save` returns only when the episode is durable. Used by one thread at a time; one recorder per folder.
+    """
+
+    def __init__(self, root: Path, spec: RobotSpec, codec: Codec, lock: filelock.BaseFileLock):
+        self.root = root
+        self.spec = spec
+        self.repaired: tuple[str, ...] = ()  # what opening had to put right
+        self._codec = codec
+        self._lock = lock
+        self._taking: Take | None = None
+        self._sealed = self._load()
+
+    @classmethod
+    def open(
+        cls,
+        root: str | Path,
+        spec: RobotSpec,
+        *,
+        storage: Storage = "auto",
+        codec: str = "h264",
+        robot_type: str = "so_follower",
+    ) -> Recorder:
+        """Create a dataset, or go on with one recorded on the same robot, back at its last sealed state.
+
+        `storage` "image" keeps frames as PNG inside parquet (lossless), "video" as mp4, "auto" decides by camera
+        size; `codec` is "h264" or "av1". A dataset that exists keeps its own storage ("auto") and codec.
+        Raises ConfigError for a robot that cannot be recorded so, DatasetError when the folder is no dataset, is
+        damaged, is in use or has other columns.
+        """
+        root = Path(root)
+        features = layout.features_of(spec, storage, codec_named(codec).to_dict())  # refuses before anything is made
+        if root.exists() and not (root / layout.INFO).exists():
+            found = (
+                [entry.name for entry in root.iterdir() if entry.name not in (WORK, "meta")] if root.is_dir() else "."
+            )
+            if found:
+                raise DatasetError(f"{root}: expected a dataset or an empty folder, found {found[0]}")
+        try:
+            make_folder(root / WORK)
+            lock = filelock.FileLock(root / WORK / "lock", timeout=0)
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise DatasetError(f"{root}: another recorder has it open") from error
+        except OSError as error:
+            raise DatasetError(f"{root}: cannot be written ({error.strerror})") from error
+        try:
+            if (root / layout.INFO).exists():
+                codec = _same_columns(root, spec, storage) or codec
+            else:
+                info = Info(fps=layout.whole_rate(spec), features=features, robot_type=robot_type)
+                put(root / layout.INFO, layout.json_file(info.to_dict()))
+            recorder = cls(root, spec, codec_named(codec), lock)
+        except BaseException:
+            lock.release()
+            raise
+        return recorder
+
+    def begin(self, task: str) -> None:
+        """Start an episode. Raises BadRequest for an empty task or while another is being taken."""
+        if not task.strip():
+            raise BadRequest("task: expected an instruction, got an empty one")
+        if self._taking:
+            raise BadRequest("episode: expected save or discard of the one in progress first")
+        self._taking = Take(task, self.root / WORK, self._sealed.info, self._codec)
+
+    def step(self, step: Step) -> None:
+        """Take one frame. Raises BadRequest when it does not fit the robot or the task; the episode goes on."""
+        take = self._in_progress()
+        check_step(step, self.spec)
+        if step.observation.task != take.task:
+            raise BadRequest(f"task: expected {take.task!r} throughout the episode, got {step.observation.task!r}")
+        take.add(step)
+
+    def save(self, success: bool | None = None) -> int:
+        """Seal the episode and return its number. Raises BadRequest when it has no frames, DatasetError when the disk
+        refuses: then that episode is lost, the sealed ones are not, and recording may go on."""
+        take = self._in_progress()
+        if not len(take):
+            self.discard()
+            raise BadRequest("episode: expected at least one frame to save, got none")
+        try:
+            return self._seal(take, success)
+        except (OSError, av.FFmpegError) as error:
+            raise DatasetError(f"{self.root}: episode {len(self)} was not sealed ({error})") from error
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Forget the episode in progress, if there is one."""
+        take, self._taking = self._taking, None
+        if take:
+            take.abandon()
+
+    def write(self, episode: Episode) -> int:
+        """Record a whole episode from memory; returns its number. Raises as `step` and `save` do."""
+        self.begin(episode.task)
+        try:
+            for step in episode.steps():
+                self.step(step)
+        except BadRequest:
+            self.discard()
+            raise
+        return self.save(episode.success)
+
+    def close(self) -> None:
+        """Let go of the folder; an episode in progress is discarded."""
+        self.discard()
+        self._lock.release()
+
+    def __len__(self) -> int:
+        """Sealed episodes."""
+        return self._sealed.info.total_episodes
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _in_progress(self) -> Take:
+        if self._taking is None:
+            raise BadRequest("episode: expected begin first")
+        return self._taking
+
+    def _load(self) -> _Sealed:
+        """Take up the sealed state, and clear away what a crash left beyond it."""
+        dataset = Dataset.open(self.root)
+        sealed = _Sealed(dataset.info, dataset.tasks, dataset.versions, dataset.sums, dataset.stats())
+        leftovers = _unsealed(self.root, sealed.info)
+        if any(WORK not in path.parts for path in leftovers):
+            self._put_summaries(sealed)  # they may run ahead of info.json
+        for path in leftovers:
+            path.unlink(missing_ok=True)  # the summaries above may have used up their own
+        if leftovers:
+            names = ", ".join(str(path.relative_to(self.root)) for path in leftovers)
+            self.repaired = (f"removed what was left of an episode that was never sealed: {names}",)
+            log.warning("%s: %s", self.root, self.repaired[0])
+        return sealed
+
+    def _seal(self, take: Take, success: bool | None) -> int:
+        before = self._sealed
+        number = before.info.total_episodes
+        chunk, file = divmod(number, before.info.chunks_size)
+        place = {"chunk_index": chunk, "file_index": file}
+        tasks = before.tasks if take.task in before.tasks else (*before.tasks, take.task)
+        new_versions = {version for version in take.versions if version} - set(before.versions)
+        versions = (*before.versions, *sorted(new_versions))
+        columns = take.columns(tasks.index(take.task), versions, success)
+        episode_stats = take.stats(columns)
+
+        data = self.root / WORK / "data.parquet"
+        data.write_bytes(layout.parquet(take.rows(columns)))
+        videos = take.finish()
+        moves = {layout.DATA.format(**place): data}
+        moves |= {layout.VIDEO.format(video_key=column, **place): path for column, path in videos.items()}
+        sums = {**before.sums, **{name: sha256(path) for name, path in moves.items()}}
+        for name, path in moves.items():
+            move(path, self.root / name)
+        row = _episode_row(take, before.info, place, list(videos), success, episode_stats)
+        put(self.root / layout.EPISODES.format(**place), layout.parquet(row))
+
+        info = replace(
+            before.info,
+            total_episodes=number + 1,
+            total_frames=before.info.total_frames + len(take),
+            total_tasks=len(tasks),
+        )
+        after = _Sealed(info, tasks, versions, sums, stats.merge_columns([before.stats, episode_stats]))
+        self._put_summaries(after)
+        put(self.root / layout.INFO, layout.json_file(info.to_dict()))  # from here on it is sealed
+        self._sealed = after
+        return number
+
+    def _put_summaries(self, sealed: _Sealed) -> None:
+        put(self.root / layout.TASKS, layout.tasks_file(sealed.tasks))
+        put(self.root / layout.STATS, layout.json_file(stats.to_lists(sealed.stats)))
+        extra = {
+            "schema": 1,
+            "spec": self.spec.to_dict(),
+            "policy_versions": sealed.versions,
+            "sha256": sealed.sums,
+        }
+        put(self.root / layout.EXTRA, layout.json_file(extra))
+
+
+def _same_columns(root: Path, spec: RobotSpec, storage: Storage) -> str | None:
+    """The codec of the videos recorded so far. Raises DatasetError when the dataset was recorded on another robot, at
+    another rate or in another storage."""
+    info = Info.load(root)
+    if info.fps != layout.whole_rate(spec):
+        raise DatasetError(f"{root}: recorded at {info.fps} Hz, this robot runs at {spec.rate_hz:g} Hz")
+    wanted = layout.features_of(spec, storage, {})
+    for column in sorted(wanted.keys() | info.features.keys()):
+        ours, theirs = (_shape(columns.get(column), storage) for columns in (wanted, info.features))
+        if ours != theirs:
+            raise DatasetError(f"{root}: column {column}: recorded as {theirs}, this robot gives {ours}")
+    codecs = [(feature.get("info") or {}).get("video.codec") for feature in info.features.values()]
+    return next((codec for codec in codecs if codec), None)
+
+
+def _shape(feature: Mapping[str, Any] | None, storage: Storage) -> tuple[Any, ...] | None:
+    if feature is None:
+        return None
+    dtype = "camera" if storage == "auto" and feature["dtype"] in ("image", "video") else feature["dtype"]
+    return dtype, list(feature["shape"]), feature.get("names")
+
+
+def _unsealed(root: Path, info: Info) -> list[Path]:
+    """What a crash may have left of the one episode after the sealed ones. Nothing else is ever touched."""
+    place = {
+        "chunk_index": info.total_episodes // info.chunks_size,
+        "file_index": info.total_episodes % info.chunks_size,
+    }
+    names = [layout.DATA.format(**place), layout.EPISODES.format(**place)]
+    names += [layout.VIDEO.format(video_key=column, **place) for column in info.features]
+    found = [root / name for name in names if (root / name).exists()]
+    found += sorted((root / "meta").glob("**/.*.new"))
+    return found + sorted(path for path in (root / WORK).iterdir() if path.name != "lock")
+
+
+def _episode_row(
+    take: Take,
+    info: Info,
+    place: Mapping[str, int],
+    videos: list[str],
+    success: bool | None,
+    episode_stats: Mapping[str, stats.Stats],
+) -> pa.Table:
+    """The episode's row of `meta/episodes`."""
+    row: dict[str, Any] = {
+        "episode_index": info.total_episodes,
+        "tasks": [take.task],
+        "length": len(take),
+        "data/chunk_index": place["chunk_index"],
+        "data/file_index": place["file_index"],
+        "dataset_from_index": info.total_frames,
+        "dataset_to_index": info.total_frames + len(take),
+    }
+    for column in videos:
+        row |= {f"videos/{column}/{name}": number for name, number in place.items()}
+        row |= {f"videos/{column}/from_timestamp": 0.0, f"videos/{column}/to_timestamp": len(take) / info.fps}
+    for column, parts in episode_stats.items():
+        row |= {f"stats/{column}/{name}": value.tolist() for name, value in parts.items()}
+    row |= {f"meta/episodes/{name}": number for name, number in place.items()}
+    arrays: dict[str, Any] = {name: pa.array([value]) for name, value in row.items()}
+    return pa.table({**arrays, layout.JUDGEMENT: pa.array([success], pa.bool_())})

@@ -1,0 +1,208 @@
+"""Damaged, foreign and busy folders: each is one clear line, and sealed episodes survive any crash."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from made_up import SPEC, episode, same
+
+from hotpolicy.finetune import disk
+from hotpolicy.finetune.dataset import Dataset
+from hotpolicy.finetune.recorder import Recorder
+from hotpolicy.runtime.errors import DatasetError
+
+
+def record(root: Path, episodes: int = 2, storage: str = "video") -> None:
+    with Recorder.open(root, SPEC, storage=storage) as recorder:  # type: ignore[arg-type]
+        for seed in range(episodes):
+            recorder.write(episode(seed))
+
+
+def edit_info(**changes: object) -> Callable[[Path], None]:
+    def edit(root: Path) -> None:
+        path = root / "meta/info.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return edit
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda root: (root / name).unlink()
+
+
+def tear(name: str) -> Callable[[Path], None]:
+    return lambda root: os.truncate(root / name, (root / name).stat().st_size // 2)
+
+
+DATA, VIDEO = "data/chunk-000/file-001.parquet", "videos/observation.images.front/chunk-000/file-001.mp4"
+DAMAGE = {
+    "no info": (remove("meta/info.json"), "meta/info.json is missing"),
+    "torn info": (tear("meta/info.json"), "expected JSON"),
+    "old version": (edit_info(codebase_version="v2.1"), "expected LeRobotDataset v3.0, got version 'v2.1'"),
+    "no fps": (edit_info(fps=0), "fps above 0"),
+    "bad counts": (edit_info(total_frames="many"), "expected whole counts"),
+    "no features": (edit_info(features={"action": {}}), "features with dtype and shape"),
+    "too many episodes": (edit_info(total_episodes=3), "counts 3 episodes and 14 frames, meta/episodes has 2 and 14"),
+    "too many frames": (edit_info(total_frames=15), "counts 2 episodes and 15 frames"),
+    "too many tasks": (edit_info(total_tasks=2), "expected 2 tasks, found 1"),
+    "no tasks": (remove("meta/tasks.parquet"), "tasks.parquet: missing"),
+    "no data": (remove(DATA), "file-001.parquet: missing"),
+    "torn data": (tear(DATA), "file-001.parquet: expected a whole parquet file"),
+    "no video": (remove(VIDEO), "file-001.mp4: missing"),
+    "no episodes": (remove("meta/episodes/chunk-000/file-000.parquet"), "expected episode 0 from frame 0"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_folder_is_refused_in_one_line(tmp_path: Path, damage: str) -> None:
+    harm, message = DAMAGE[damage]
+    record(tmp_path)
+    harm(tmp_path)
+    with pytest.raises(DatasetError) as caught:
+        Dataset.open(tmp_path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_torn_and_altered_frames_are_named_when_they_are_read(tmp_path: Path) -> None:
+    record(tmp_path)
+    dataset = Dataset.open(tmp_path)
+    tear(VIDEO)(tmp_path)
+    with pytest.raises(DatasetError, match=r"file-001\.mp4"):
+        dataset.episode(1)
+    same(dataset.episode(0), episode(0), pixels=3)
+    with pytest.raises(DatasetError, match=r"file-001\.mp4: altered"):
+        dataset.verify()
+
+
+def test_folders_that_are_no_dataset_are_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="found nothing"):
+        Dataset.open(tmp_path / "absent")
+    (tmp_path / "holiday.jpg").touch()
+    with pytest.raises(DatasetError, match=r"found holiday\.jpg"):
+        Recorder.open(tmp_path, SPEC)
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+def test_one_recorder_per_folder(tmp_path: Path) -> None:
+    with Recorder.open(tmp_path, SPEC), pytest.raises(DatasetError, match="another recorder"):
+        Recorder.open(tmp_path, SPEC)
+    Recorder.open(tmp_path, SPEC).close()
+
+
+def test_another_robot_is_not_appended(tmp_path: Path) -> None:
+    record(tmp_path, 1)
+    with pytest.raises(DatasetError, match="at 10 Hz, this robot runs at 30 Hz"):
+        Recorder.open(tmp_path, replace(SPEC, rate_hz=30))
+    with pytest.raises(DatasetError, match="column action"):
+        Recorder.open(tmp_path, replace(SPEC, joints=SPEC.joints[:2]))
+    with pytest.raises(DatasetError, match=r"column observation\.images\.front"):
+        Recorder.open(tmp_path, SPEC, storage="image")
+    with pytest.raises(DatasetError, match=r"observation\.images\.wrist"):
+        Recorder.open(tmp_path, replace(SPEC, cameras=SPEC.cameras[:1]))
+
+
+def test_a_full_disk_costs_the_episode_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with Recorder.open(tmp_path, SPEC, storage="video") as recorder:
+        recorder.write(episode(0))
+        with monkeypatch.context() as patch:
+            patch.setattr(disk, "sync", full)
+            with pytest.raises(DatasetError, match=r"episode 1 was not sealed \(\[Errno 28\] No space left"):
+                recorder.write(episode(1))
+        assert recorder.write(episode(2)) == 1
+    dataset = Dataset.open(tmp_path)
+    same(dataset.episode(0), episode(0), pixels=3)
+    same(dataset.episode(1), episode(2), pixels=3)
+
+
+class Crash(BaseException):
+    """The power goes: no handler of ours may tidy up."""
+
+
+@pytest.mark.parametrize("storage", ["image", "video"])
+def test_a_crash_at_any_disk_operation_loses_at_most_the_episode_in_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: str
+) -> None:
+    record(tmp_path / "base", 1, storage)
+    replace_file, operation, crashed = os.replace, 0, True
+    while crashed:
+        operation += 1
+        root = tmp_path / f"crash-{operation}"
+        subprocess.run(["cp", "-r", str(tmp_path / "base"), str(root)], check=True)
+        done = 0
+
+        def dying(source: Path, target: Path) -> None:
+            nonlocal done
+            done += 1
+            if done == operation:  # noqa: B023 - called within this turn of the loop only
+                raise Crash
+            replace_file(source, target)
+
+        recorder = Recorder.open(root, SPEC, storage=storage)  # type: ignore[arg-type]
+        crashed = False
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", dying)
+            patch.setattr(Recorder, "discard", lambda self: None)  # a dead process discards nothing
+            try:
+                recorder.write(episode(1))
+            except Crash:
+                crashed = True
+        recorder._lock.release()
+
+        assert len(Dataset.open(root)) == (1 if crashed else 2)  # readable even before repair
+        with Recorder.open(root, SPEC, storage=storage) as again:  # type: ignore[arg-type]
+            assert bool(again.repaired) == crashed
+            assert again.write(episode(2)) == (1 if crashed else 2)
+        dataset = Dataset.open(root)
+        dataset.verify()
+        same(dataset.episode(0), episode(0), pixels=3)
+        same(dataset.episode(len(dataset) - 1), episode(2), pixels=3)
+        assert {path.name for path in (root / ".recording").iterdir()} <= {"lock"}
+        rows = sum(1 for _ in (root / "data").glob("*/*.parquet"))
+        assert rows == len(dataset)
+    assert operation == (6 if storage == "image" else 8) + 1  # data, videos, episodes, tasks, stats, extra, info
+
+
+WRITER = """
+import sys
+from hotpolicy.finetune.recorder import Recorder
+from made_up import SPEC, episode
+with Recorder.open(sys.argv[1], SPEC, storage=sys.argv[2]) as recorder:
+    for seed in range(len(recorder), 10_000):
+        recorder.write(episode(seed))
+        print(seed, flush=True)
+"""
+
+
+def test_kill_minus_nine_never_costs_a_sealed_episode(tmp_path: Path) -> None:
+    acknowledged = -1
+    for pause in (1, 2, 4):
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path / "set"), "video"],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        ) as writer:
+            assert writer.stdout is not None
+            for _ in range(pause):
+                acknowledged = int(writer.stdout.readline())
+            writer.send_signal(signal.SIGKILL)
+            acknowledged = max([acknowledged, *map(int, writer.stdout.read().split())])
+        dataset = Dataset.open(tmp_path / "set")
+        assert len(dataset) in (acknowledged + 1, acknowledged + 2)
+    with Recorder.open(tmp_path / "set", SPEC) as recorder:
+        assert len(recorder) == len(dataset)
+    for index in range(len(dataset)):
+        same(dataset.episode(index), episode(index), pixels=3)
