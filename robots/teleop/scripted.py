@@ -6,12 +6,17 @@ It sees what no policy sees (where the cubes are), so it is an operator of simul
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hotpolicy.robots.sim.kinematics import reach
+from hotpolicy.robots.sim.kinematics import reach, units
 from hotpolicy.robots.sim.scene import HALF
 from hotpolicy.robots.sim.tasks import Task
+from hotpolicy.runtime.messages import Observation
+
+if TYPE_CHECKING:
+    from hotpolicy.robots.sim.client import VirtualWorld
 
 OPEN, CLOSED = 0.03, 0.0  # gripper, m
 FINE = 0.012  # close enough above the cube to go down, m
@@ -94,3 +99,25 @@ class Script:
 def _across(a: np.ndarray, b: np.ndarray) -> float:
     """Horizontal distance, m."""
     return float(np.hypot(a[0] - b[0], a[1] - b[1]))
+
+
+class ScriptedOperator:
+    """An Operator of virtual arms: plays the script of whatever task the world was reset to."""
+
+    def __init__(self, world: VirtualWorld):
+        self.world = world
+        self._script: Script | None = None
+        self._last_tick = -1
+
+    def act(self, observation: Observation) -> np.ndarray | None:
+        """(6,) targets in degrees and percent, or None once the episode is over."""
+        moment = self.world.moment
+        if moment.over:
+            return None
+        if self._script is None or moment.tick <= self._last_tick:  # the world was reset
+            self._script = Script(Task.parse(moment.task))
+        self._last_tick = moment.tick
+        return units(self._script.act(moment.truth)).astype(np.float32)
+
+    def close(self) -> None:
+        pass
