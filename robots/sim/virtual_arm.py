@@ -56,7 +56,7 @@ class VirtualArm:
         self.port = VirtualPort(config.link)
         self.realtime = config.realtime
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REP)
-        self._socket.linger = 0
+        self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
         try:
             self._socket.bind(config.world)
