@@ -45,6 +45,9 @@ class Golden:
     def __len__(self) -> int:
         return len(self.tasks)
 
+    def same(self, other: Golden) -> bool:
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in ARRAYS)
+
     def observations(self, spec: RobotSpec) -> list[Observation]:
         """The n observations, as a robot of this spec would show them. Raises BundleError when they do not fit."""
         sizes = [(camera.height, camera.width, 3) for camera in spec.cameras]

@@ -94,6 +94,14 @@ class Store(Shelf):
             )
             return self._move(change)
 
+    def settle(self, version: str, by: str, request_id: str) -> None:
+        """A server serves `version` because the pointer's own does not load: make that the truth. Changes nothing
+        when the pointer says so already, or when there is none because nothing was ever promoted."""
+        with self._locked("pointer"):
+            change = self._read_pointer()
+            if change and change.version != version:
+                self._move(Change("recover", version, change.version, None, by, _wall_clock(), request_id, None))
+
     def recall(self, request_id: str) -> Change | None:
         """What the request of this id did, if it is among the newest changes."""
         change = self._read_pointer()
