@@ -43,11 +43,18 @@ class Policy(Protocol):
 class Slot(Protocol):
     """The versions in memory, as the server sees them."""
 
-    live: Any  # Policy
-    previous: Any  # Policy or None
-    staged: Any  # Policy or None
+    @property
+    def live(self) -> Any: ...  # Policy
+
+    @property
+    def previous(self) -> Any: ...  # Policy or None
+
+    @property
+    def staged(self) -> Any: ...  # Policy or None
 
     def policy_for(self, session: str, boundary: Boundary, episode: int) -> Any: ...  # Policy
+
+    def report_fault(self, version: str) -> None: ...  # this version failed to answer with finite actions
 
 
 class Inference:
@@ -182,6 +189,8 @@ class Inference:
         self._meter.count("batches")
         for ticket, outcome in zip(batch, outcomes, strict=True):
             self._answer(ticket, _outcome(ticket, policy, outcome, started, ended))
+        if any(isinstance(outcome, EngineFault) for outcome in outcomes):
+            self._slot.report_fault(policy.version)  # enough of them, and the slot goes back to the version before
         self._computing = False
 
 

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.checks import (
     Answers,
     Checks,
@@ -18,8 +19,10 @@ from hotpolicy.runtime.checks import (
     compare,
 )
 from hotpolicy.runtime.clock import now
-from hotpolicy.runtime.errors import BundleError, HotpolicyError, UnknownVersion
+from hotpolicy.runtime.engine import ENGINES, load_engine
+from hotpolicy.runtime.errors import BundleError, ConfigError, HotpolicyError, UnknownVersion
 from hotpolicy.runtime.golden import Golden
+from hotpolicy.runtime.policy import Policy
 from hotpolicy.runtime.store import Store
 
 log = logging.getLogger(__name__)
@@ -101,6 +104,21 @@ class Loader:
         for bundle in chain[begin + 1 :]:
             policy = self._load(bundle, policy)
         return policy, root, Golden.of_chain(chain)
+
+
+def load_with(engine: str) -> Load:
+    """What a Slot needs to load versions into an engine: "torch", "onnx" or "echo". Raises ConfigError for another."""
+    if engine == "echo":
+        from hotpolicy.runtime.engine.echo_engine import EchoPolicy
+
+        return EchoPolicy.load
+    if engine not in ENGINES:
+        raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
+
+    def load(bundle: Bundle, parent: Policy | None) -> Policy:
+        return parent.derive(bundle) if parent else Policy(bundle, load_engine(engine, bundle))
+
+    return load
 
 
 def one_line(error: BaseException) -> str:

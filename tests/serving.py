@@ -62,12 +62,16 @@ class TinySlot:
         self.live, self.previous, self.staged = live, None, None
         self.lock = threading.Lock()
         self.pinned: dict[tuple[str, int], Any] = {}
+        self.faults: list[str] = []
 
     def policy_for(self, session: str, boundary: str, episode: int) -> Any:
         with self.lock:
             if boundary == "chunk":
                 return self.live
             return self.pinned.setdefault((session, episode), self.live)
+
+    def report_fault(self, version: str) -> None:
+        self.faults.append(version)
 
     def promote(self, policy: Any, held_s: float = 0.0) -> None:
         with self.lock:
