@@ -265,7 +265,7 @@ def _unsealed(root: Path, info: Info) -> list[Path]:
     names = [layout.DATA.format(**place), layout.EPISODES.format(**place)]
     names += [layout.VIDEO.format(video_key=column, **place) for column in info.features]
     found = [root / name for name in names if (root / name).exists()]
-    found += sorted((root / "meta").glob("**/.*.new"))
+    found += sorted((root / "meta").glob("**/.*.tmp"))
     return found + sorted(path for path in (root / WORK).iterdir() if path.name != "lock")
 
 

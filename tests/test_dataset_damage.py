@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from made_up import SPEC, episode, same
 
-from hotpolicy.finetune import disk
 from hotpolicy.finetune.dataset import Dataset
 from hotpolicy.finetune.recorder import Recorder
 from hotpolicy.runtime.errors import DatasetError
@@ -112,13 +111,13 @@ def test_another_robot_is_not_appended(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_costs_the_episode_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path) -> None:
+    def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     with Recorder.open(tmp_path, SPEC, storage="video") as recorder:
         recorder.write(episode(0))
         with monkeypatch.context() as patch:
-            patch.setattr(disk, "sync", full)
+            patch.setattr(os, "fsync", full)
             with pytest.raises(DatasetError, match=r"episode 1 was not sealed \(\[Errno 28\] No space left"):
                 recorder.write(episode(1))
         assert recorder.write(episode(2)) == 1
