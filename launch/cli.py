@@ -1,0 +1,75 @@
+"""The `hotpolicy` command: one verb per module, data on stdout, logs and errors on stderr.
+
+An error of ours is one line and exit code 2. Anything else is a bug and keeps its traceback. Verb modules import what
+they work with inside their functions, so that `hotpolicy --help` is quick and needs no torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated
+
+try:
+    import typer
+except ModuleNotFoundError as error:  # the thin install of a robot client has no command line
+    raise SystemExit(f"hotpolicy: the command line needs {error.name}: pip install 'hotpolicy[cli]'") from error
+
+from hotpolicy.launch.serve import serve
+from hotpolicy.launch.versions import add, history, rollback, status, swap, versions
+from hotpolicy.runtime.errors import HotpolicyError
+
+# Which extra brings a package that a verb turned out to need.
+EXTRAS = {
+    "torch": "server",
+    "safetensors": "server",
+    "onnxruntime": "server",
+    "prometheus_client": "server",
+    "onnx": "export",
+    "onnxscript": "export",
+    "serial": "robots",
+    "mujoco": "sim",
+    "pyarrow": "finetune",
+    "av": "finetune",
+    "matplotlib": "report",
+    "scipy": "report",
+    "jinja2": "report",
+    "psutil": "report",
+}
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Serve a vision-language-action policy to robots, teach it on the robot, and swap in what it learned.",
+)
+
+for verb in (serve, versions, swap, rollback, status, history, add):
+    app.command()(verb)
+
+
+@app.callback()
+def _settings(
+    log_level: Annotated[str, typer.Option(help="Least severe log line shown: debug, info, warning, error.")] = "info",
+) -> None:
+    level = logging.getLevelName(log_level.upper())
+    if not isinstance(level, int):
+        raise typer.BadParameter(f"expected debug, info, warning or error, got {log_level!r}", param_hint="--log-level")
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+def main() -> None:
+    """Run the command line. Exit code 0 when done, 2 when the caller has to change something."""
+    try:
+        app()
+    except HotpolicyError as error:
+        sys.exit(_complain(str(error)))
+    except ModuleNotFoundError as error:
+        if error.name is None or (extra := EXTRAS.get(error.name.split(".")[0])) is None:
+            raise
+        sys.exit(_complain(f"this needs {error.name}: pip install 'hotpolicy[{extra}]'"))
+
+
+def _complain(text: str) -> int:
+    print(f"hotpolicy: {text}", file=sys.stderr)
+    return 2

@@ -1,0 +1,28 @@
+"""Options that several verbs share, so that they are spelled, explained and defaulted once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ENDPOINT = "tcp://127.0.0.1:5555"
+CONTROL = "tcp://127.0.0.1:5556"
+STORE = Path("policies")
+ROBOT = "virtual_so101"
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Control = Annotated[
+    str, typer.Option(envvar="HOTPOLICY_CONTROL", help="The server's control socket, tcp://HOST:PORT or ipc://PATH.")
+]
+Endpoint = Annotated[
+    str, typer.Option(envvar="HOTPOLICY_ENDPOINT", help="The server's data socket, tcp://HOST:PORT or ipc://PATH.")
+]
+StoreFolder = Annotated[
+    Path, typer.Option("--store", envvar="HOTPOLICY_STORE", help="Folder that keeps the policy versions.")
+]
+Robot = Annotated[
+    str,
+    typer.Option(help="Robot profile: a name (virtual_so101, so101, or yours in ~/.config/hotpolicy) or a YAML file."),
+]

@@ -1,0 +1,152 @@
+"""`hotpolicy serve`: a store, an engine and two sockets become a policy server in the foreground."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hotpolicy.launch.fields import Fields
+from hotpolicy.launch.options import STORE
+from hotpolicy.launch.versions import open_store
+from hotpolicy.runtime.errors import ConfigError, HotpolicyError
+
+if TYPE_CHECKING:
+    from hotpolicy.runtime.config import ServeConfig
+    from hotpolicy.runtime.server import PolicyServer
+
+log = logging.getLogger(__name__)
+WARM_UP_S = 600.0  # a large model's first inference may take minutes
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """What `serve` was told, with the file's values below the command line's."""
+
+    store: Path
+    engine: str
+    threads: int
+    config: ServeConfig
+
+
+def serve(
+    store: Annotated[
+        Path | None,
+        typer.Option(envvar="HOTPOLICY_STORE", help=f"Folder that keeps the policy versions. Default: {STORE}."),
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="What computes: torch, onnx, echo. Default: torch.")] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="Data socket, loopback tcp or ipc. Default: tcp://127.0.0.1:5555.")
+    ] = None,
+    control: Annotated[
+        str | None, typer.Option(help="Control socket. Default: the next port, or the ipc path with .control.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of one inference. Default: 1.")] = None,
+    max_batch: Annotated[int | None, typer.Option(help="Most robots computed together. Default: 4.")] = None,
+    batch_window_ms: Annotated[
+        float | None, typer.Option(help="Longest a request waits for a fuller batch, ms. Default: 2.")
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Prometheus metrics on 127.0.0.1 at this port. Default: off.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with any of these options, spelled with underscores.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the ready line as JSON.")] = False,
+) -> None:
+    """Serve the store's live version to robots until SIGTERM or Ctrl-C, then finish what waits."""
+    given = {
+        "store": store,
+        "engine": engine,
+        "endpoint": endpoint,
+        "control": control,
+        "threads": threads,
+        "max_batch": max_batch,
+        "batch_window_ms": batch_window_ms,
+        "metrics_port": metrics_port,
+    }
+    options = serve_options(config, {name: value for name, value in given.items() if value is not None})
+    server = make_server(options)
+    threading.Thread(target=_announce, args=(server, options, as_json), name="ready-line", daemon=True).start()
+    server.run()
+
+
+def serve_options(file: Path | None, given: dict[str, Any]) -> ServeOptions:
+    """The file's values, with those given on the command line over them. Raises ConfigError naming the field."""
+    from hotpolicy.runtime.config import ServeConfig
+    from hotpolicy.runtime.engine import ENGINES
+
+    values = {**(_read(file) if file else {}), **given}
+    store, engine = Path(values.pop("store", STORE)), values.pop("engine", "torch")
+    threads = values.pop("threads", 1)
+    if engine not in ENGINES:
+        raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
+    if not 1 <= threads <= 256:
+        raise ConfigError(f"threads: expected a number from 1 to 256, got {threads}")
+    return ServeOptions(store, engine, threads, ServeConfig(**values))
+
+
+def make_server(options: ServeOptions) -> PolicyServer:
+    """Load the store's last good version. Raises UnknownVersion for an empty store, BundleError, ConfigError."""
+    from hotpolicy.runtime.control import Control
+    from hotpolicy.runtime.server import PolicyServer
+    from hotpolicy.runtime.slot import Slot
+
+    store = open_store(options.store)
+    slot = Slot(store, loader(options.engine, options.threads))
+    return PolicyServer(options.config, slot, Control(slot, store))
+
+
+def loader(engine: str, threads: int = 1) -> Callable[..., Any]:
+    """How a slot makes a policy of a bundle: (bundle, parent policy or None) -> policy."""
+    if engine == "echo":
+        from hotpolicy.runtime.engine.echo_engine import EchoPolicy
+
+        return EchoPolicy.load
+    if engine == "torch":
+        import torch
+
+        torch.set_num_threads(threads)
+    from hotpolicy.runtime.engine import load_engine
+    from hotpolicy.runtime.policy import Policy
+
+    def load(bundle: Any, parent: Any = None) -> Any:
+        return Policy(bundle, load_engine(engine, bundle)) if parent is None else parent.derive(bundle)
+
+    return load
+
+
+def _read(file: Path) -> dict[str, Any]:
+    fields = Fields.read(file)
+    found: dict[str, Any] = {}
+    for name in ("store", "engine", "endpoint", "control"):
+        if fields.has(name):
+            found[name] = fields.text(name)
+    for name in ("threads", "max_batch", "metrics_port"):
+        if fields.has(name):
+            found[name] = fields.whole(name)
+    for name in ("batch_window_ms", "longest_deadline_ms", "drain_s"):
+        if fields.has(name):
+            found[name] = fields.number(name)
+    fields.done()
+    return found
+
+
+def _announce(server: PolicyServer, options: ServeOptions, as_json: bool) -> None:
+    """One line once robots may come. A warm-up that fails is reported by the main thread, not here."""
+    try:
+        server.wait_ready(WARM_UP_S)
+    except HotpolicyError as error:
+        log.error("not ready: %s", error)
+        return
+    version = server.stats()["versions"]["live"]
+    facts = {"ready": version, "endpoint": server.endpoint, "control": server.control_endpoint}
+    facts |= {"engine": options.engine, "store": str(options.store)}
+    text = f"ready: {version} on {server.endpoint}, control {server.control_endpoint}, engine {options.engine}"
+    typer.echo(json.dumps(facts) if as_json else text)

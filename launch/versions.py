@@ -1,0 +1,102 @@
+"""`hotpolicy versions | add | swap | rollback | status | history`: which policy version serves, and another one."""
+
+from __future__ import annotations
+
+import getpass
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hotpolicy.launch import console
+from hotpolicy.launch.options import CONTROL, STORE, AsJson, Control, StoreFolder
+from hotpolicy.runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hotpolicy.runtime.client import ControlClient
+    from hotpolicy.runtime.store import Store
+
+Request = Annotated[
+    str | None,
+    typer.Option("--request-id", help="Name of this request; repeating one is harmless. Default: a fresh one."),
+]
+
+
+def versions(control: Control = CONTROL, as_json: AsJson = False) -> None:
+    """List the versions a running server can serve."""
+    with connect(control) as client:
+        rows = client.versions()["versions"]
+    shown = [{**row, "made_by": row["provenance"].get("strategy") or row["provenance"].get("made_by")} for row in rows]
+    console.show(shown if not as_json else rows, ("id", "role", "kind", "parent", "family", "made_by"), as_json)
+
+
+def add(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a sealed policy bundle.")],
+    store: StoreFolder = STORE,
+) -> None:
+    """Copy a policy bundle into a store, verified whole, and print its version."""
+    typer.echo(open_store(store).add(bundle))
+
+
+def swap(
+    version: Annotated[str, typer.Argument(help="Version id, a unique beginning of one, or `previous`.")],
+    control: Control = CONTROL,
+    request_id: Request = None,
+    as_json: AsJson = False,
+) -> None:
+    """Load a version beside the live one, check it, and make it live between two chunks. No request is lost."""
+    with connect(control) as client:
+        reply = client.swap(version, request_id=request_id or uuid.uuid4().hex, by=getpass.getuser())
+    _show_change(reply, as_json)
+
+
+def rollback(control: Control = CONTROL, request_id: Request = None, as_json: AsJson = False) -> None:
+    """Go back to the previous version, which is still in memory. A second rollback goes forward again."""
+    with connect(control) as client:
+        reply = client.rollback(request_id=request_id or uuid.uuid4().hex, by=getpass.getuser())
+    _show_change(reply, as_json)
+
+
+def status(control: Control = CONTROL, as_json: AsJson = False) -> None:
+    """Show which versions are live, previous and staged, and the server's faults."""
+    with connect(control) as client:
+        console.show_one({"state": client.ping(), **_facts(client.status())}, as_json)
+
+
+def history(control: Control = CONTROL, as_json: AsJson = False) -> None:
+    """List every change of the live version, oldest first: when, what, by whom."""
+    with connect(control) as client:
+        console.show(client.history()["changes"], ("at", "action", "version", "before", "by"), as_json)
+
+
+def connect(control: str) -> ControlClient:
+    from hotpolicy.runtime.client import ControlClient
+
+    return ControlClient(control)
+
+
+def open_store(folder: Path) -> Store:
+    """Raises ConfigError when the folder cannot be one."""
+    from hotpolicy.runtime.store import Store
+
+    try:
+        return Store(folder)
+    except OSError as error:
+        raise ConfigError(f"store: expected a folder, {folder}: {error.strerror}") from error
+
+
+def _show_change(reply: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        console.show_one(reply, as_json)
+        return
+    if not reply.get("changed", True):
+        typer.echo(f"{reply['version']} is live already")
+        return
+    parts = {"load": "load_ms", "checks": "verify_ms", "flip": "flip_ms"}
+    times = ", ".join(f"{name} {reply[key]:.3g} ms" for name, key in parts.items() if key in reply)
+    typer.echo(f"{reply['version']} is live (was {reply['before']}); {times}")
+
+
+def _facts(reply: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in reply.items() if key not in ("kind", "request_id")}
