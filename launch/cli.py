@@ -17,6 +17,7 @@ except ModuleNotFoundError as error:  # the thin install of a robot client has n
 
 from hotpolicy.launch.serve import serve
 from hotpolicy.launch.versions import add, history, rollback, status, swap, versions
+from hotpolicy.launch.virtual_arm import virtual_arm
 from hotpolicy.runtime.errors import HotpolicyError
 
 # Which extra brings a package that a verb turned out to need.
@@ -44,7 +45,7 @@ app = typer.Typer(
     help="Serve a vision-language-action policy to robots, teach it on the robot, and swap in what it learned.",
 )
 
-for verb in (serve, versions, swap, rollback, status, history, add):
+for verb in (serve, versions, swap, rollback, status, history, add, virtual_arm):
     app.command()(verb)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 from typer.testing import CliRunner
 
 from hotpolicy.launch import cli
@@ -21,7 +22,7 @@ from hotpolicy.runtime.engine.echo_engine import seal_echo
 from hotpolicy.runtime.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
-VERBS = sorted(command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback)
+VERBS = sorted(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
 COMMAND = [sys.executable, "-c", "from hotpolicy.launch.cli import main; main()"]
 
 
