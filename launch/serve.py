@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -95,31 +94,17 @@ def serve_options(file: Path | None, given: dict[str, Any]) -> ServeOptions:
 def make_server(options: ServeOptions) -> PolicyServer:
     """Load the store's last good version. Raises UnknownVersion for an empty store, BundleError, ConfigError."""
     from hotpolicy.runtime.control import Control
+    from hotpolicy.runtime.loader import load_with
     from hotpolicy.runtime.server import PolicyServer
     from hotpolicy.runtime.slot import Slot
 
-    store = open_store(options.store)
-    slot = Slot(store, loader(options.engine, options.threads))
-    return PolicyServer(options.config, slot, Control(slot, store))
-
-
-def loader(engine: str, threads: int = 1) -> Callable[..., Any]:
-    """How a slot makes a policy of a bundle: (bundle, parent policy or None) -> policy."""
-    if engine == "echo":
-        from hotpolicy.runtime.engine.echo_engine import EchoPolicy
-
-        return EchoPolicy.load
-    if engine == "torch":
+    if options.engine == "torch":
         import torch
 
-        torch.set_num_threads(threads)
-    from hotpolicy.runtime.engine import load_engine
-    from hotpolicy.runtime.policy import Policy
-
-    def load(bundle: Any, parent: Any = None) -> Any:
-        return Policy(bundle, load_engine(engine, bundle)) if parent is None else parent.derive(bundle)
-
-    return load
+        torch.set_num_threads(options.threads)
+    store = open_store(options.store)
+    slot = Slot(store, load_with(options.engine))
+    return PolicyServer(options.config, slot, Control(slot, store))
 
 
 def _read(file: Path) -> dict[str, Any]:
