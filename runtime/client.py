@@ -7,6 +7,7 @@ deadline, and the connection comes back by itself.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 import uuid
@@ -141,6 +142,13 @@ class PolicyClient(Connection):
         self.boundary = boundary
         self.episode = 0
         self._asked: _Asked | None = None
+
+    def close(self) -> None:
+        """Say goodbye, if a server is there to hear it, so that it holds nothing for this session."""
+        with contextlib.suppress(zmq.ZMQError):
+            goodbye = envelope.message("bye", next(self._ids), session=self.session)
+            self._socket.send_multipart(wire.encode(goodbye), zmq.NOBLOCK)
+        self._socket.close(100)
 
     def hello(self) -> ServerInfo:
         """What the server serves. Raises ServerLost, BadReply."""

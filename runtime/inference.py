@@ -52,9 +52,13 @@ class Slot(Protocol):
     @property
     def staged(self) -> Any: ...  # Policy or None
 
+    # None of these may wait for a disk or a model.
+
     def policy_for(self, session: str, boundary: Boundary, episode: int) -> Any: ...  # Policy
 
-    def report_fault(self, version: str) -> None: ...  # this version failed to answer with finite actions
+    def report_fault(self, version: str) -> None: ...  # this version failed to compute a batch
+
+    def forget(self, session: str) -> None: ...  # its episode holds no version any more
 
 
 class Inference:
@@ -68,7 +72,8 @@ class Inference:
         self._stopping = False
         self._computing = False
         self._served = ""  # the live version last seen
-        self._held = 0.0  # how long the slot took the last time it was asked, s
+        self._ended = 0.0  # when this thread last finished a batch
+        self._held_back = 0.0  # of the time since, what the scheduler waited for a fuller batch, s
 
     # What the socket thread calls.
 
@@ -101,6 +106,11 @@ class Inference:
         for ticket in late:
             self._answer(ticket, Expired(f"waited {1000 * (now() - ticket.arrived):.0f} ms, longer than its deadline"))
         return next_expiry
+
+    def leave(self, session: SessionKey) -> None:
+        """The robot says goodbye: nothing of it waits, no version is held for it."""
+        self.cancel(session)
+        self._slot.forget(session[1])
 
     def waiting(self) -> int:
         return len(self._scheduler)
@@ -139,8 +149,11 @@ class Inference:
             self._answer(ticket, Busy("the server is stopping"))
 
     def _wait(self, pause: float | None) -> None:
+        began = now()
         with contextlib.suppress(queue.Empty):
             self._bell.get(timeout=pause)
+        if pause:
+            self._held_back += now() - began
 
     def _next(self) -> tuple[list[Ticket], Any, float | None]:
         """The next batch and its policy; or nothing, and how long to wait for the bell."""
@@ -158,8 +171,7 @@ class Inference:
         return batch, policies[batch[0]], None
 
     def _policies(self, waiting: list[Ticket]) -> dict[Ticket, Any]:
-        """Which policy each ticket is for. What a swap costs this thread is spent here, so it is measured here."""
-        started, policies = now(), {}
+        policies = {}
         for ticket in waiting:
             request = ticket.request
             try:
@@ -170,20 +182,11 @@ class Inference:
                     found = self._scheduler.cancel(ticket.session)
                 if found:
                     self._answer(found, EngineFault(f"no policy for this session: {_name(error)}"))
-        held = now() - started
-        if (live := self._slot.live.version) != self._served:
-            stall = 1000 * max(held, self._held)  # a promotion may have begun to hold the slot one pass before
-            self.swap_stall_ms = {
-                "last": stall,
-                "longest": max(stall, self.swap_stall_ms["longest"]),
-                "swaps": self.swap_stall_ms["swaps"] + 1,
-            }
-            self._served = live
-        self._held = held
         return policies
 
     def _compute(self, batch: list[Ticket], policy: Policy) -> None:
         started = now()
+        self._note_swap(started, min(ticket.arrived for ticket in batch))
         outcomes = _compute(policy, [ticket.request.observation for ticket in batch])
         ended = now()
         self._meter.count("batches")
@@ -191,7 +194,21 @@ class Inference:
             self._answer(ticket, _outcome(ticket, policy, outcome, started, ended))
         if any(isinstance(outcome, EngineFault) for outcome in outcomes):
             self._slot.report_fault(policy.version)  # enough of them, and the slot goes back to the version before
+        self._ended, self._held_back = ended, 0.0
         self._computing = False
+
+    def _note_swap(self, started: float, arrived: float) -> None:
+        """What a swap cost this thread: how long, before the first batch after it, work was there and none was done."""
+        live = self._slot.live.version
+        if live == self._served:
+            return
+        stall = 1000 * max(0.0, started - max(self._ended, arrived) - self._held_back)
+        self.swap_stall_ms = {
+            "last": stall,
+            "longest": max(stall, self.swap_stall_ms["longest"]),
+            "swaps": self.swap_stall_ms["swaps"] + 1,
+        }
+        self._served = live
 
 
 def _outcome(

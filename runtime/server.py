@@ -347,10 +347,15 @@ class PolicyServer:
                 session = envelope.Fields(message, BadRequest).text("session", envelope.SESSION_LENGTH)
                 self._inference.cancel((peer, session))
                 return envelope.message("cancelled", id)
-        raise BadRequest("kind: expected infer, hello, ping, stats or cancel on the robots' endpoint")
+            case "bye":
+                session = envelope.Fields(message, BadRequest).text("session", envelope.SESSION_LENGTH)
+                self._inference.leave((peer, session))
+                return None
+        raise BadRequest("kind: expected infer, hello, ping, stats, cancel or bye on the robots' endpoint")
 
     def _admit(self, peer: bytes, message: Message) -> None:
         arrived = now()
+        self.meter.count("asked")
         request = envelope.to_request(message)
         self._slot.live.check(request.observation)
         if self.state == "draining":

@@ -61,6 +61,7 @@ class TinySlot:
     def __init__(self, live: Any):
         self.live, self.previous, self.staged = live, None, None
         self.lock = threading.Lock()
+        self.faults: list[str] = []
         self.pinned: dict[tuple[str, int], Any] = {}
         self.faults: list[str] = []
 
@@ -72,6 +73,9 @@ class TinySlot:
 
     def report_fault(self, version: str) -> None:
         self.faults.append(version)
+
+    def forget(self, session: str) -> None:
+        self.pinned = {key: policy for key, policy in self.pinned.items() if key[0] != session}
 
     def promote(self, policy: Any, held_s: float = 0.0) -> None:
         with self.lock:

@@ -127,6 +127,7 @@ def test_a_failing_model_fails_that_request_only(start: Start) -> None:
             client.infer(Observation(observation().images, np.zeros(6, np.float32), "nan"))
         assert (client.infer(observation()).actions == 1.0).all()
         assert client.ping() == "ready"
+    assert server._slot.faults == ["v1", "v1"]  # type: ignore[attr-defined]
 
 
 def test_a_model_of_the_wrong_shape_is_a_fault_at_warm_up(start: Start) -> None:
@@ -335,6 +336,11 @@ def test_an_episode_keeps_its_version_and_a_new_one_moves_on(start: Start) -> No
         assert (careful.infer(observation()).version, eager.infer(observation()).version) == ("v1", "v2")
         careful.new_episode()
         assert careful.infer(observation()).version == "v2"
+        assert server._slot.pinned  # type: ignore[attr-defined]
+    deadline = time.monotonic() + 2
+    while server._slot.pinned and time.monotonic() < deadline:  # type: ignore[attr-defined]
+        time.sleep(0.01)
+    assert not server._slot.pinned, "a client that said goodbye holds no version"  # type: ignore[attr-defined]
 
 
 def test_every_request_under_swaps_is_answered_by_one_named_version(start: Start) -> None:
@@ -360,7 +366,7 @@ def test_every_request_under_swaps_is_answered_by_one_named_version(start: Start
         thread.join()
     counts = server.stats()["counts"]
     assert not faults
-    assert counts["answered"] == counts["received"]
+    assert counts["answered"] == counts["asked"]
 
 
 def test_draining_finishes_what_waits_and_refuses_what_comes(start: Start) -> None:
