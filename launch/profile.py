@@ -23,6 +23,7 @@ class JointProfile:
     low: float  # in that unit
     high: float
     max_step: float  # largest change of the goal in one tick, in that unit
+    max_lead: float | None  # largest distance of the goal from the present position; None: any
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,9 @@ def _joints(fields: Fields) -> tuple[JointProfile, ...]:
         turn = 360.0 if unit == "deg" else 100.0
         low = joint.number("low", at_most=turn, unit=unit)
         high = joint.number("high", above=low, at_most=turn, unit=unit)
-        joints.append(JointProfile(name, unit, low, high, joint.number("max_step", above=0, at_most=turn, unit=unit)))
+        step = joint.number("max_step", above=0, at_most=turn, unit=unit)
+        lead = joint.number("max_lead", above=0, at_most=turn, unit=unit) if joint.has("max_lead") else None
+        joints.append(JointProfile(name, unit, low, high, step, lead))
         joint.done()
     if not joints:
         raise ConfigError(f"{fields.file}: joints: expected at least one joint")

@@ -18,6 +18,7 @@ from hotpolicy.runtime.errors import ConfigError
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SHOWN = 10  # pictures per film strip
+_COLUMNS = ("at", "action", "version", "before", "by", "verdict")  # of a change in the store's history
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ def _page(
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
+    environment.filters["cell"] = _cell
     environment.filters["percent"] = lambda value: f"{100 * value:.0f} %"
     rows = rate_rows(data)
     return environment.get_template("report.html").render(
@@ -74,7 +76,7 @@ def _page(
         curves=[(curve.name, curve_svg(curve, f"curve{index}")) for index, curve in enumerate(curves)],
         latency_chart=latency_svg(latency) if latency else None,
         strips=[(strip, _pictures(strip)) for strip in strips],
-        columns=list(dict.fromkeys(key for entry in history for key in entry)),
+        columns=[column for column in _COLUMNS if any(column in entry for entry in history)],
         history=history,
     )
 
@@ -97,6 +99,14 @@ def rate_rows(data: Results) -> list[RateRow]:
         RateRow(label, group, rate(result), *interval(result), f"{result['successes']}/{result['episodes']}")
         for label, group, result in found
     ]
+
+
+def _cell(value: object) -> str:
+    """A verdict is a mapping: of it the numbers are shown."""
+    if isinstance(value, Mapping):
+        numbers = {key: inner for key, inner in value.items() if isinstance(inner, (int, float))}
+        return ", ".join(f"{key.replace('_', ' ')} {inner:.3g}" for key, inner in numbers.items())
+    return "" if value is None else str(value)
 
 
 def _pictures(strip: Strip) -> list[tuple[str, str]]:

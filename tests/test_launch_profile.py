@@ -42,6 +42,16 @@ def test_metal_arm_without_calibration_says_so(monkeypatch: pytest.MonkeyPatch, 
         load_profile("so101")
 
 
+def test_metal_arm_with_calibration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    calibration = tmp_path / ".cache/huggingface/lerobot/calibration/robots/so_follower/my_so101.json"
+    calibration.parent.mkdir(parents=True)
+    calibration.write_text("{}")
+    profile = load_profile("so101")
+    assert (profile.calibration, profile.world) == (calibration, None)
+    assert profile.joints[0].max_lead == 30.0
+
+
 def test_own_profile_wins_over_shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     own = tmp_path / "hotpolicy/virtual_so101.yaml"
@@ -89,6 +99,7 @@ MISTAKES: list[tuple[Callable[[dict[str, Any]], object], str]] = [
         lambda d: d["joints"]["wrist_roll"].update(max_step=0),
         r"joints\.wrist_roll\.max_step: expected a number above 0",
     ),
+    (lambda d: d["joints"]["wrist_roll"].update(max_lead=-1), r"wrist_roll\.max_lead: expected a number above 0"),
     (lambda d: d["joints"]["wrist_roll"].pop("low"), r"joints\.wrist_roll\.low: missing"),
     (lambda d: d["cameras"]["front"].update(height=4), r"cameras\.front\.height: expected a whole number above 7"),
     (lambda d: d["cameras"]["front"].update(fps=4), r"cameras\.front: unknown fps"),

@@ -16,6 +16,7 @@ from hotpolicy.launch.charts import Curve, Latency
 from hotpolicy.launch.report import Strip, rate_rows, write_report
 from hotpolicy.launch.results import bars, check_results, interval
 from hotpolicy.runtime.errors import ConfigError
+from hotpolicy.runtime.history import Change
 
 
 def rate(successes: int, episodes: int) -> dict[str, int]:
@@ -77,15 +78,12 @@ def write(folder: Path, data: dict[str, Any]) -> str:
     curve = Curve("hover, head-only", steps, 0.1 + np.exp(-steps / 60), steps[::20], 0.12 + np.exp(-steps[::20] / 55))
     full = Curve("purple, full", steps, 0.2 + 3 * np.exp(-steps / 30), steps[::20], 0.3 + 3 * np.exp(-steps[::20] / 33))
     latency = Latency(np.sort(generator.uniform(0, 60, 3000)), generator.gamma(9, 2.0, 3000), [(31.0, "bb22 live")])
+    verdict = {"version": "bb22", "drift": 0.41, "latency_ms": 12.3456, "against": "aa11"}
     history = [
-        {"when": "2030-01-01T10:00:00Z", "what": "promote", "from": None, "to": "aa11", "by": "demo"},
-        {
-            "when": "2030-01-01T10:01:00Z",
-            "what": "promote",
-            "from": "aa11",
-            "to": "bb22",
-            "by": "<script>alert(1)</script>",
-        },
+        Change("promote", "aa11", None, None, "demo", "2030-01-01T10:00:00Z", "r1", None).to_dict(),
+        Change(
+            "promote", "bb22", "aa11", "aa11", "<script>alert(1)</script>", "2030-01-01T10:01:00Z", "r2", verdict
+        ).to_dict(),
     ]
     strips = [strip("hover over the red cube, before", False), strip("hover over the red cube, after", True)]
     page = write_report(folder, data, [curve, full], strips, latency, history)
@@ -130,6 +128,7 @@ def test_page_shows_what_happened(tmp_path: Path) -> None:
     ):
         assert expected in text
     assert "✗" not in text
+    assert "drift 0.41, latency ms 12.3" in text
     assert "&lt;script&gt;" in text
     assert "test &amp; &lt;bench&gt;" in text
     assert not re.search(r"#0[1-5]0[1-5]0[1-5]", text)  # every stand-in colour was exchanged
