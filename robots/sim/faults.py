@@ -43,7 +43,7 @@ def _foreign(answer: bytes) -> bytes:
     return answer[:2] + bytes((answer[2] + 1,)) + answer[3:-1] + bytes(((answer[-1] - 1) & 0xFF,))
 
 
-DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+DAMAGE: dict[Kind, Callable[[bytes], bytes]] = {
     "drop": lambda answer: b"",
     "corrupt": _corrupt,
     "truncate": lambda answer: answer[:-1],

@@ -315,9 +315,9 @@ class VirtualBus:
         """An answer on its way out, past the faults; what must wait goes to the late queue."""
         if answer is None:
             return b""
-        for kind, damage in DAMAGE.items():
-            if self._active(kind, id):  # type: ignore[arg-type]
-                answer = damage(answer)
+        kind = next((kind for kind in DAMAGE if self._active(kind, id)), None)
+        if kind is not None:  # one kind of damage an answer
+            answer = DAMAGE[kind](answer)
         for fault in self.faults:
             if fault.kind in ("late", "split") and fault.concerns(id):
                 fault.use()
