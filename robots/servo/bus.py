@@ -1,0 +1,257 @@
+"""A servo bus: one question at a time, and only answers that belong to the question.
+
+What it promises: a reply is read by its exact size, and searched for whole answers when it is not exactly that; a servo
+that does not answer costs its own data and nobody else's. A servo that stayed silent must answer a ping before anything
+else is believed from it: an answer that was only late arrives before the ping's and is thrown away, so it never passes
+for the answer to a newer question.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from hotpolicy.robots.servo import packets
+from hotpolicy.robots.servo.packets import BROADCAST, MAX_ERROR, OVERHEAD, Frame, exact_answers, split_frames
+from hotpolicy.robots.servo.port import Port
+from hotpolicy.robots.servo.registers import STS3215
+from hotpolicy.runtime.clock import Deadline
+from hotpolicy.runtime.errors import ServoSilent
+
+log = logging.getLogger(__name__)
+
+BITS_PER_BYTE = 10  # 8N1 on the wire
+PROBE_EVERY = 5  # of so many sync reads one begins with a ping to servos that stay silent
+SCAN_WINDOW_S = 0.05  # how long answers to a broadcast ping may trickle in
+MODEL = STS3215["model"]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long to wait. The wire's own time is computed; the rest comes on top."""
+
+    baud: int = 1_000_000  # bit/s
+    return_delay_us: float = 500.0  # longest time a servo waits before it answers
+    margin_ms: float = 10.0  # adapter and operating system; raise it for a virtual bus on a loaded machine
+    retries: int = 2  # immediate repetitions of a question
+    budget_ms: float = 30.0  # no repetition starts or waits beyond this, counted from the first question
+
+    def wait_s(self, size: int, answers: int) -> float:
+        """Time to allow for `size` bytes on the wire with `answers` servos answering."""
+        wire = size * BITS_PER_BYTE / self.baud
+        return wire + answers * self.return_delay_us * 1e-6 + self.margin_ms * 1e-3
+
+
+class Reply(NamedTuple):
+    data: bytes
+    error: int  # error bits, see registers.decode_errors
+
+
+class Replies(NamedTuple):
+    """What came back, by id, and who did not answer."""
+
+    by_id: Mapping[int, Reply]
+    missing: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Counts:
+    """How the bus fares, for reports."""
+
+    questions: int = 0  # repetitions included
+    retries: int = 0
+    damaged: int = 0  # something came back, but not all that was asked for
+    missed: int = 0  # answers that were given up
+
+
+class ServoBus:
+    """The one owner of a port with servos on it. Calls from several threads take turns.
+
+    Every call raises BusLost when the port is gone; `open` may then be called again.
+    """
+
+    def __init__(self, port: str, timing: Timing | None = None):
+        self.timing = timing or Timing()
+        self.counts = Counts()
+        self.echo: bool | None = None  # whether the adapter repeats what we write; None: not known yet
+        self._port = Port(port, self.timing.baud)
+        self._silent: dict[int, int] = {}  # id -> sync reads since it fell silent
+        self._turn = threading.RLock()
+
+    @property
+    def port(self) -> str:
+        return self._port.name
+
+    @property
+    def is_open(self) -> bool:
+        return self._port.is_open
+
+    def open(self) -> ServoBus:
+        """Raises BusBusy when another program holds the port, BusLost when it cannot be opened."""
+        with self._turn:
+            if not self._port.is_open:
+                self._port.open()
+                self.echo = None
+                self._silent.clear()
+            return self
+
+    def close(self) -> None:
+        with self._turn:
+            self._port.close()
+
+    def __enter__(self) -> ServoBus:
+        return self.open()
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # Questions --------------------------------------------------------------------------------------------------------
+
+    def ping(self, servo: int) -> Reply | None:
+        """The servo's answer, without data; None when it is silent."""
+        with self._turn:
+            return self._gather(lambda _: packets.ping(servo), (servo,), 0).get(servo)
+
+    def read(self, servo: int, address: int, size: int) -> Reply:
+        """`size` bytes from `address`. Raises ServoSilent."""
+        return self._ask(packets.read(servo, address, size), servo, size)
+
+    def write(self, servo: int, address: int, data: bytes) -> int:
+        """Write and wait for the answer; the error bits it carries. Raises ServoSilent."""
+        return self._ask(packets.write(servo, address, data), servo, 0).error
+
+    def reg_write(self, servo: int, address: int, data: bytes) -> int:
+        """Like `write`, but the servo acts on it at `action`."""
+        return self._ask(packets.reg_write(servo, address, data), servo, 0).error
+
+    def action(self) -> None:
+        """All servos do what `reg_write` left with them. Nobody answers."""
+        self._tell(packets.action())
+
+    def sync_write(self, address: int, data: Mapping[int, bytes]) -> None:
+        """Write to several servos in one packet. Nobody answers, so nobody knows."""
+        self._tell(packets.sync_write(address, data))
+
+    def sync_read(self, servos: Sequence[int], address: int, size: int) -> Replies:
+        """`size` bytes from `address` of each servo, in one question; silent servos are in `missing`."""
+        with self._turn:
+            asked = [servo for servo in servos if servo not in self._silent or self._is_back(servo)]
+            got = self._gather(lambda left: packets.sync_read(left, address, size), asked, size)
+            return Replies(got, tuple(servo for servo in servos if servo not in got))
+
+    def scan(self) -> dict[int, int]:
+        """Model numbers of all servos that answer, by id. Takes about a tenth of a second."""
+        with self._turn:
+            most = OVERHEAD * BROADCAST
+            self._port.send(packets.ping(BROADCAST))
+            frames, _ = split_frames(self._port.receive(most, self.timing.wait_s(most, 0) + SCAN_WINDOW_S), final=True)
+            found = {}
+            for servo in sorted({frame.id for frame in frames if frame.id != BROADCAST}):
+                with suppress(ServoSilent):  # what looked like its answer was noise
+                    found[servo] = MODEL.decode(self.read(servo, MODEL.address, MODEL.size).data)
+            return found
+
+    # How a question is asked ------------------------------------------------------------------------------------------
+
+    def _ask(self, request: bytes, servo: int, size: int) -> Reply:
+        with self._turn:
+            reply = None
+            if servo not in self._silent or self._answers_ping(servo):
+                reply = self._gather(lambda _: request, (servo,), size).get(servo)
+        if reply is None:
+            raise ServoSilent(f"servo {servo} on {self.port}: expected an answer, none came")
+        return reply
+
+    def _gather(self, request: Callable[[Sequence[int]], bytes], servos: Sequence[int], size: int) -> dict[int, Reply]:
+        """Ask, and ask those that did not answer again, within the retries and the time of one cycle."""
+        got: dict[int, Reply] = {}
+        left = list(servos)
+        budget = Deadline.after(self.timing.budget_ms * 1e-3)
+        for attempt in range(self.timing.retries + 1):
+            if not left or (attempt and budget.passed()):
+                break
+            self.counts.retries += attempt > 0
+            got.update(self._exchange(request(left), left, size, budget if attempt else None))
+            left = [servo for servo in left if servo not in got]
+            left = left[1:] + left[:1]  # some servos end a sync read at the first gap: let the gap come last
+        for servo in left:
+            self.counts.missed += 1
+            if servo not in self._silent:
+                log.warning("servo %d on %s does not answer", servo, self.port)
+            self._silent.setdefault(servo, 0)
+        for servo in got:
+            self._silent.pop(servo, None)
+        return {servo: got[servo] for servo in servos if servo in got}
+
+    def _is_back(self, servo: int) -> bool:
+        """Ask a silent servo now and then; waiting for it each time would slow the others' cycle."""
+        self._silent[servo] += 1
+        return self._silent[servo] % PROBE_EVERY == 1 and self._answers_ping(servo)
+
+    def _answers_ping(self, servo: int) -> bool:
+        """Whether a silent servo is back. The head of this file says why by a ping."""
+        return bool(self._exchange(packets.ping(servo), (servo,), 0))
+
+    def _tell(self, request: bytes) -> None:
+        with self._turn:
+            self._port.send(request)
+            if self.echo:
+                self._port.receive(len(request), self.timing.wait_s(len(request), 0))
+
+    def _exchange(
+        self, request: bytes, servos: Sequence[int], size: int, limit: Deadline | None = None
+    ) -> dict[int, Reply]:
+        """One question and its answers, read until all are there or time is up."""
+        expected = len(servos) * (size + OVERHEAD)
+        wait = self.timing.wait_s(2 * len(request) + expected, len(servos))
+        deadline = Deadline.after(wait if limit is None else min(wait, limit.remaining()))
+        self.counts.questions += 1
+        self._port.send(request)
+        raw, lacking = b"", expected + (len(request) if self.echo else 0)
+        while lacking:
+            more = self._port.receive(lacking, deadline.remaining())
+            raw += more
+            answers, lacking, echoed = sort_reply(raw, request, servos, size, self.echo)
+            if not more:
+                break
+        if lacking:
+            self.counts.damaged += bool(raw)
+        else:
+            self.echo = echoed
+        return {servo: Reply(frame.data, frame.code) for servo, frame in answers.items()}
+
+
+def sort_reply(
+    raw: bytes, request: bytes, servos: Sequence[int], size: int, echo: bool | None
+) -> tuple[dict[int, Frame], int, bool]:
+    """The answers to `request` in the bytes read so far; how many bytes to wait for (0: all is there); whether the
+    adapter echoed the request.
+
+    An echoed ping is also a valid answer, of a servo with a voltage error. So until an adapter is known (`echo` is
+    None) bytes equal to the request are an echo, and what may become one is waited for.
+    """
+    expected = len(servos) * (size + OVERHEAD)
+    at = -1 if echo is False else raw.find(request)
+    if at < 0 and (echo or (echo is None and request.startswith(raw))):
+        return {}, max(1, len(request) + expected - len(raw)), False
+    body = raw[at + len(request) :] if at >= 0 else raw
+    answers = exact_answers(body, servos, size) or _search(body, servos, size)
+    if len(answers) == len(servos):
+        return answers, 0, at >= 0
+    missing = (len(servos) - len(answers)) * (size + OVERHEAD)
+    return answers, max(1, missing - len(split_frames(body)[1])), at >= 0
+
+
+def _search(body: bytes, servos: Iterable[int], size: int) -> dict[int, Frame]:
+    """Whole answers of the right id and size among whatever else was read. When one id answers twice and differently
+    (two servos with the same id, a second master) neither answer is believed."""
+    frames, _ = split_frames(body, final=True)
+    found: dict[int, set[Frame]] = {servo: set() for servo in servos}
+    for frame in frames:
+        if frame.id in found and len(frame.data) == size and frame.code <= MAX_ERROR:
+            found[frame.id].add(frame)
+    return {servo: answers.pop() for servo, answers in found.items() if len(answers) == 1}
