@@ -1,0 +1,248 @@
+"""An arm of Feetech servos: a table of data, and one class for all tables.
+
+What it promises: it drives only the servos it was made for, calibrated as its file says; a goal is never sent to a
+released arm (writing one would switch the torque on); torque on starts from where the arm is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from hotpolicy.robots.calibration import Calibration, JointCalibration, load_calibration
+from hotpolicy.robots.robot import ArmState
+from hotpolicy.robots.servo.bus import ServoBus, Timing
+from hotpolicy.robots.servo.registers import STS3215, decode_errors, describe_model
+from hotpolicy.robots.servo.stored import read_register, require_calibration, select_calibration, store_calibration
+from hotpolicy.robots.servo.tables import SO101_FOLLOWER, ArmTable
+from hotpolicy.runtime.clock import now
+from hotpolicy.runtime.errors import BusLost, ConfigError, LimitViolation, ServoFault, ServoSilent, WrongServo
+from hotpolicy.runtime.messages import Joint, RobotSpec
+
+log = logging.getLogger(__name__)
+
+# A joint may rest this far outside of its range, against its end stop; further out, switching on would be a jump.
+REST_TOLERANCE = 30  # ticks, 2.6 deg
+OFF_ATTEMPTS = 3
+DEFAULT_RATE_HZ = 30.0  # of an arm whose profile says nothing
+
+TORQUE = STS3215["torque"]
+GOAL = STS3215["goal_position"]
+PRESENT = STS3215["present_position"]
+MODEL = STS3215["model"]
+
+
+def connect(
+    port: str,
+    calibration: Calibration | Path | str,
+    *,
+    table: ArmTable = SO101_FOLLOWER,
+    spec: RobotSpec | None = None,
+    timing: Timing | None = None,
+    write: bool = False,
+) -> ServoArm:
+    """Open `port`, make sure that the arm of `table` is on it and calibrated as `calibration` (the file's content, path
+    or id in LeRobot's folders) says. Nothing moves, and torque stays as it is.
+
+    `spec` gives the joints narrower ranges than the calibration does, and cameras and rate. With `write` the servos
+    take over the file's numbers, for which they must be released. Raises BusLost, BusBusy, WrongServo,
+    CalibrationError, ConfigError; the port is free again then.
+    """
+    if isinstance(calibration, str | Path):
+        calibration = load_calibration(calibration, table.calibration_names)
+    bus = ServoBus(port, timing)
+    arm = ServoArm(bus, table, calibration, spec)
+    bus.open()
+    try:
+        arm.verify(write)
+    except BaseException:
+        bus.close()
+        raise
+    return arm
+
+
+class ServoArm:
+    """Implements robots.robot.Arm. Make one with `connect`; drive it through `limits.LimitedArm` only."""
+
+    def __init__(self, bus: ServoBus, table: ArmTable, calibration: Calibration, spec: RobotSpec | None = None):
+        self.bus = bus
+        self.table = table
+        self._rows = table.joints
+        self._joints = {row.id: row for row in table.joints}
+        self._calibration = select_calibration(table, calibration)
+        self.spec = spec or self._full_spec()
+        _check_spec(self.spec, table)
+        self._ids = tuple(self._joints)
+        self._ticks: dict[int, int] = {}  # last known positions
+        self._silent: set[int] = set()  # did not answer the last read
+        self.torque_on = False  # all joints are known to be energised
+
+    # Connecting -------------------------------------------------------------------------------------------------------
+
+    def verify(self, write: bool = False) -> None:
+        """Compare the servos with table and calibration."""
+        self.torque_on = False  # until it has been read
+        self._verify_models()
+        if write:
+            store_calibration(self.bus, self.table, self._calibration)
+        require_calibration(self.bus, self.table, self._calibration)
+        self.torque_on = all(read_register(self.bus, self.table, TORQUE).values())
+
+    def reconnect(self) -> None:
+        """After BusLost: open the port again by its name, and trust nothing from before."""
+        self.bus.open()
+        self._ticks.clear()
+        self._silent.clear()
+        self.verify()
+
+    def _verify_models(self) -> None:
+        replies = self.bus.sync_read(self._ids, MODEL.address, MODEL.size)
+        found = {servo: MODEL.decode(reply.data) for servo, reply in replies.by_id.items()}
+        expected = {joint.id: joint.model for joint in self.table.joints}
+        if found != expected:
+            found = self.bus.scan() | found
+            raise WrongServo(f"{self.bus.port}: expected {_describe(expected)}; found {_describe(found)}")
+
+    # Driving ----------------------------------------------------------------------------------------------------------
+
+    def read(self) -> ArmState:
+        """Positions of all joints; of a silent one the last known. Raises ServoSilent when there is none yet."""
+        replies = self.bus.sync_read(self._ids, PRESENT.address, PRESENT.size)
+        self._ticks.update({servo: PRESENT.decode(reply.data) for servo, reply in replies.by_id.items()})
+        unknown = [servo for servo in self._ids if servo not in self._ticks]
+        if unknown:
+            raise ServoSilent(f"{self.bus.port}: joint {self._name(unknown[0])}: expected a position, none came yet")
+        back = self._silent & replies.by_id.keys()
+        self._silent = set(replies.missing)
+        if back and self.torque_on:
+            self._recheck_torque(back)
+        positions = [self._of(s).to_value(self._ticks[s], self._joints[s].unit) for s in self._ids]
+        return ArmState(
+            positions=np.array(positions, dtype=np.float32),
+            stale=tuple(f"{self._name(servo)}.pos" for servo in replies.missing),
+            faults={
+                f"{self._name(servo)}.pos": decode_errors(reply.error)
+                for servo, reply in replies.by_id.items()
+                if reply.error
+            },
+            read_at=now(),
+        )
+
+    def send(self, positions: np.ndarray) -> None:
+        """One packet with the goals of all joints, cut to the calibrated ticks. Raises LimitViolation, and sends
+        nothing, when the arm is released: a goal would switch its torque on."""
+        if not self.torque_on:
+            raise LimitViolation(f"{self.bus.port}: expected torque on before a goal, it is off; nothing was sent")
+        self._send_ticks(
+            {
+                servo: self._of(servo).to_ticks(float(value), self._joints[servo].unit)
+                for servo, value in zip(self._ids, positions, strict=True)
+            }
+        )
+
+    def hold(self) -> None:
+        """Goal := present. Joints that do not answer keep the goal they have; a released arm stays released."""
+        if not self.torque_on:
+            return
+        self.read()
+        heard = [servo for servo in self._ids if servo not in self._silent]
+        if heard and self.torque_on:
+            self._send_ticks({servo: self._ticks[servo] for servo in heard})
+
+    def torque(self, on: bool) -> None:
+        """On: the present position becomes the goal, then torque, then both are read back. Raises LimitViolation when a
+        joint is too far outside its range, ServoSilent when one does not answer, ServoFault when one does not obey.
+        Off: every joint is tried before ServoFault names those not seen to be off."""
+        if on:
+            self._switch_on()
+        else:
+            self._switch_off()
+
+    def close(self, release: bool = False) -> None:
+        """Hold, then give the port back. Torque stays on unless `release`: an arm let go falls. Safe on a dead bus."""
+        try:
+            if self.bus.is_open:
+                with suppress(ServoSilent):  # those that answer were held
+                    self.hold()
+                if release:
+                    self.torque(False)
+        except BusLost as error:
+            log.warning("closing without holding: %s", error)
+        finally:
+            self.bus.close()
+
+    def _switch_on(self) -> None:
+        present = read_register(self.bus, self.table, PRESENT)
+        for row in self._rows:
+            limit, at = self._calibration[row.name], present[row.name]
+            if not limit.range_min - REST_TOLERANCE <= at <= limit.range_max + REST_TOLERANCE:
+                raise LimitViolation(
+                    f"{self.bus.port}: joint {row.name}: expected at ticks {limit.range_min}..{limit.range_max} before "
+                    f"torque, it is at {at}; move it by hand, or recalibrate"
+                )
+        for row in self._rows:  # the goal first, and acknowledged: one left from before would be driven to at once
+            goal = self._calibration[row.name].clamp(present[row.name])
+            self.bus.write(row.id, GOAL.address, GOAL.encode(goal))
+            self.bus.write(row.id, TORQUE.address, TORQUE.encode(1))
+        off = [name for name, value in read_register(self.bus, self.table, TORQUE).items() if not value]
+        self.torque_on = not off
+        if off:
+            raise ServoFault(f"{self.bus.port}: expected torque on, it stays off at {', '.join(off)}")
+
+    def _switch_off(self) -> None:
+        self.torque_on = False
+        left = list(self._ids)
+        for _ in range(OFF_ATTEMPTS):
+            for servo in left:
+                with suppress(ServoSilent):  # asked for below, and tried again
+                    self.bus.write(servo, TORQUE.address, TORQUE.encode(0))
+            replies = self.bus.sync_read(left, TORQUE.address, TORQUE.size)
+            left = [servo for servo in left if servo not in replies.by_id or TORQUE.decode(replies.by_id[servo].data)]
+            if not left:
+                return
+        names = ", ".join(self._name(servo) for servo in left)
+        raise ServoFault(f"{self.bus.port}: expected torque off, it is on or unknown at {names}")
+
+    def _recheck_torque(self, servos: set[int]) -> None:
+        """A servo that was away may have lost power; the next goal would switch it on wherever its arm has sunk to."""
+        replies = self.bus.sync_read(tuple(servos), TORQUE.address, TORQUE.size)
+        self._silent.update(replies.missing)  # away again: ask when it is back
+        lost = [self._name(servo) for servo, reply in replies.by_id.items() if not TORQUE.decode(reply.data)]
+        if lost:
+            self.torque_on = False
+            log.error("%s: torque was lost at %s; no goal is sent until it is on again", self.bus.port, ", ".join(lost))
+
+    def _send_ticks(self, ticks: Mapping[int, int]) -> None:
+        goals = {servo: GOAL.encode(self._of(servo).clamp(at)) for servo, at in ticks.items()}
+        self.bus.sync_write(GOAL.address, goals)
+
+    def _of(self, servo: int) -> JointCalibration:
+        return self._calibration[self._name(servo)]
+
+    def _name(self, servo: int) -> str:
+        return self._joints[servo].name
+
+    def _full_spec(self) -> RobotSpec:
+        joints = []
+        for row in self._rows:
+            limit = self._calibration[row.name]
+            low, high = sorted(limit.to_value(ticks, row.unit) for ticks in (limit.range_min, limit.range_max))
+            joints.append(Joint(f"{row.name}.pos", row.unit, low, high))
+        return RobotSpec(tuple(joints), cameras=(), rate_hz=DEFAULT_RATE_HZ)
+
+
+def _check_spec(spec: RobotSpec, table: ArmTable) -> None:
+    expected = [(f"{joint.name}.pos", joint.unit) for joint in table.joints]
+    got = [(joint.name, joint.unit) for joint in spec.joints]
+    if got != expected:
+        raise ConfigError(f"joints of a {table.name}: expected {expected}, got {got}")
+
+
+def _describe(servos: Mapping[int, int]) -> str:
+    return (
+        ", ".join(f"{servo}: {describe_model(model)}" for servo, model in sorted(servos.items())) or "no servo at all"
+    )

@@ -1,0 +1,361 @@
+"""Nothing reaches the motors that the limits forbid: boundaries swept, and each fault one could plant is caught."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hotpolicy.robots.limits import JointLimit, LimitedArm, Limits
+from hotpolicy.robots.robot import ArmState
+from hotpolicy.runtime.errors import BusLost, ConfigError, LimitViolation, ServoSilent
+from hotpolicy.runtime.messages import Joint, RobotSpec
+
+SPEC = RobotSpec((Joint("pan.pos", "deg", -90.0, 45.5), Joint("gripper.pos", "percent", 0.0, 100.0)), (), 10.0)
+PAN, GRIPPER = SPEC.joints
+
+
+class FollowingArm:
+    """Is at once where it is sent, unless `stuck`. Knows no limits of its own; keeps what it was told."""
+
+    def __init__(self, positions=(0.0, 50.0)):
+        self.spec = SPEC
+        self.positions = np.array(positions, dtype=np.float32)
+        self.sent: list[np.ndarray] = []
+        self.calls: list[str] = []
+        self.stale: tuple[str, ...] = ()
+        self.stuck = False
+        self.fails: Exception | None = None
+
+    def _call(self, name):
+        self.calls.append(name)
+        if self.fails:
+            raise self.fails
+
+    def read(self):
+        self._call("read")
+        return ArmState(self.positions.copy(), self.stale, {}, 0.0)
+
+    def send(self, positions):
+        self._call("send")
+        self.sent.append(positions.copy())
+        if not self.stuck:
+            self.positions = positions.copy()
+
+    def hold(self):
+        self._call("hold")
+
+    def torque(self, on):
+        self._call(f"torque {on}")
+
+    def close(self):
+        self._call("close")
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def arm():
+    return FollowingArm()
+
+
+@pytest.fixture
+def time():
+    return Clock()
+
+
+def limited(arm, time=None, max_step=(10.0, 1000.0), **settings):
+    return LimitedArm(arm, Limits.of(SPEC, max_step, **settings), time or Clock())
+
+
+def around(low, high):
+    """Values dense at both ends of a range, sparse elsewhere."""
+    near = [0.0, 1e-6, 1e-4, 0.01, 0.5, 1.0]
+    values = [end + sign * delta for end in (low, high) for delta in near for sign in (-1, 1)]
+    return [*values, (low + high) / 2, low - 1e3, high + 1e3, low - 1e30, high + 1e30]
+
+
+# Range ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", around(PAN.low, PAN.high))
+def test_the_range_is_kept_to_the_last_bit(arm, value):
+    sent = limited(arm, max_step=1e9).send(np.array([value, 50.0]))
+    assert PAN.low <= float(sent[0]) <= PAN.high
+    assert sent[0] == pytest.approx(min(max(value, PAN.low), PAN.high), abs=1e-5)
+    assert sent[1] == 50.0
+    assert np.array_equal(arm.sent[0], sent)
+    assert sent.dtype == np.float32
+
+
+@pytest.mark.parametrize("bound", [0.1, 110.1, 1 / 3, 97.3, 80.2])
+def test_bounds_that_float32_cannot_hold_are_rounded_inward(bound):
+    arm = FollowingArm()
+    limits = Limits((JointLimit(-bound, bound, 1e6), JointLimit(-bound, bound, 1e6)))
+    guard = LimitedArm(arm, limits, Clock())
+    sent = guard.send(np.array([1e9, -1e9]))
+    assert float(sent[0]) <= bound
+    assert float(sent[1]) >= -bound
+    assert sent == pytest.approx([bound, -bound], rel=1e-6)
+
+
+# Step -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", around(-10.0, 10.0))
+def test_the_first_step_starts_from_where_the_arm_is(arm, value):
+    assert limited(arm).send(np.array([value, 50.0]))[0] == pytest.approx(min(max(value, -10.0), 10.0), abs=1e-5)
+    assert arm.calls == ["read", "send"]
+
+
+@pytest.mark.parametrize("value", around(0.0, 20.0))
+def test_the_next_step_starts_from_the_last_goal_and_not_from_the_arm(arm, value):
+    arm.stuck = True
+    guard = limited(arm)
+    guard.send(np.array([10.0, 50.0]))
+    assert guard.send(np.array([value, 50.0]))[0] == pytest.approx(min(max(value, 0.0), 20.0), abs=1e-5)
+
+
+def test_each_joint_has_its_own_step(arm):
+    guard = limited(arm, max_step=(1.0, 3.0))
+    assert list(guard.send(np.array([45.0, 0.0]))) == [1.0, 47.0]
+    assert list(guard.send(np.array([-45.0, 100.0]))) == [0.0, 50.0]
+
+
+def test_an_arm_outside_its_range_starts_from_the_edge(arm):
+    arm.positions[0] = 47.0
+    assert limited(arm).send(np.array([0.0, 50.0]))[0] == pytest.approx(35.5)
+
+
+@given(st.lists(st.tuples(*[st.floats(allow_nan=True, allow_infinity=True, width=32)] * 2), max_size=40))
+def test_whatever_comes_the_arm_is_sent_small_steps_inside_its_range(actions):
+    arm = FollowingArm()
+    guard = limited(arm, max_step=(2.5, 7.0))
+    previous = arm.positions.astype(float)
+    for action in actions:
+        count = len(arm.sent)
+        if np.isfinite(action).all():
+            sent = guard.send(np.array(action, dtype=np.float32)).astype(float)
+            assert (np.abs(sent - previous) <= np.array([2.5, 7.0]) + 1e-5).all()
+            assert PAN.low <= sent[0] <= PAN.high
+            assert GRIPPER.low <= sent[1] <= GRIPPER.high
+            previous = sent
+        else:
+            with pytest.raises(LimitViolation):
+                guard.send(np.array(action, dtype=np.float32))
+            assert len(arm.sent) == count
+
+
+# Lead -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", around(-4.0, 4.0))
+def test_the_goal_stays_near_the_arm(arm, value):
+    arm.stuck = True
+    guard = limited(arm, max_step=(3.0, 1000.0), max_lead=4.0)
+    guard.send(np.array([value, 50.0]))
+    sent = guard.send(np.array([value, 50.0]))
+    assert sent[0] == pytest.approx(min(max(value, -4.0), 4.0), abs=1e-5)
+    assert arm.calls == ["read", "send", "read", "send"]
+
+
+def test_a_read_between_two_actions_is_enough_for_the_lead(arm):
+    arm.stuck = True
+    guard = limited(arm, max_lead=4.0)
+    for _ in range(3):
+        guard.read()
+        guard.send(np.array([40.0, 50.0]))
+    assert arm.calls.count("read") == 4  # one more to find the start
+    assert arm.sent[-1][0] == 4.0
+
+
+def test_the_goal_comes_back_to_the_arm_no_faster_than_a_step(arm):
+    arm.stuck = True
+    guard = limited(arm, max_step=(3.0, 1000.0), max_lead=4.0)
+    for _ in range(2):
+        guard.send(np.array([40.0, 50.0]))
+    arm.positions[0] = -20.0  # pushed away
+    assert guard.send(np.array([40.0, 50.0]))[0] == pytest.approx(1.0)
+    assert guard.send(np.array([40.0, 50.0]))[0] == pytest.approx(-2.0)
+
+
+# Refused --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("action", "text"),
+    [
+        (np.array([np.nan, 50.0]), "action of pan.pos: expected a finite number, got nan; nothing was sent"),
+        (np.array([0.0, np.inf]), "action of gripper.pos: expected a finite number, got inf"),
+        (np.array([-np.inf, 50.0]), "action of pan.pos"),
+        (np.zeros(3), r"expected shape \(2,\), got \(3,\)"),
+        (np.zeros((1, 2)), "expected shape"),
+        (np.zeros(1), "expected shape"),
+        (np.array(0.0), "expected shape"),
+        (np.array(["0", "1"]), "expected numbers"),
+        (np.array([0.0, None]), "expected numbers"),
+        (np.array([0, 1j]), "expected numbers"),
+        (np.array([True, False]), "expected numbers, got bool"),
+        ([[0.0], [1.0, 2.0]], "ragged"),
+        (None, "expected shape"),
+    ],
+)
+def test_what_is_no_action_is_refused_and_changes_nothing(arm, time, action, text):
+    guard = limited(arm, time)
+    guard.send(np.array([10.0, 50.0]))
+    time.now += 0.4
+    before = list(arm.calls)
+    with pytest.raises(LimitViolation, match=text):
+        guard.send(action)
+    assert arm.calls == before
+    time.now += 0.2
+    assert guard.watchdog()  # it did not count as an action
+    guard.send(np.array([10.0, 50.0]))
+
+
+def test_integers_are_numbers(arm):
+    assert list(limited(arm).send(np.array([3, 60]))) == [3.0, 60.0]
+
+
+def test_a_silent_servo_gives_no_start(arm):
+    arm.stale = ("pan.pos",)
+    guard = limited(arm)
+    with pytest.raises(ServoSilent, match=r"joint pan\.pos"):
+        guard.send(np.array([0.0, 50.0]))
+    assert arm.sent == []
+    arm.stale = ()
+    guard.send(np.array([0.0, 50.0]))
+    arm.stale = ("pan.pos",)
+    guard.send(np.array([0.0, 50.0]))  # the last goal is start enough
+
+
+def test_after_a_failed_send_the_start_is_read_again(arm):
+    guard = limited(arm)
+    guard.send(np.array([10.0, 50.0]))
+    arm.fails = BusLost("gone")
+    with pytest.raises(BusLost):
+        guard.send(np.array([20.0, 50.0]))
+    arm.fails = None
+    arm.positions[0] = -30.0
+    assert guard.send(np.array([20.0, 50.0]))[0] == -20.0
+
+
+def test_after_a_lost_bus_the_start_is_read_again(arm):
+    guard = limited(arm)
+    guard.send(np.array([10.0, 50.0]))
+    arm.fails = BusLost("gone")
+    with pytest.raises(BusLost):
+        guard.read()
+    arm.fails = None
+    arm.positions[0] = -30.0
+    assert guard.send(np.array([20.0, 50.0]))[0] == -20.0
+
+
+# Watchdog -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_watchdog_holds_once_when_actions_stop(arm, time):
+    guard = limited(arm, time, watchdog_s=0.5)
+    assert not guard.watchdog()
+    time.now += 10
+    assert not guard.watchdog()  # nothing was ever started
+    guard.send(np.array([5.0, 50.0]))
+    for wait, held in ((0.25, False), (0.25, False), (0.0078125, True), (5.0, True)):  # exact in binary
+        time.now += wait
+        assert guard.watchdog() is held
+        assert guard.holding is held
+    assert arm.calls.count("hold") == 1
+    guard.send(np.array([5.0, 50.0]))
+    assert not guard.holding
+    assert not guard.watchdog()
+    time.now += 0.6
+    assert guard.watchdog()
+    assert arm.calls.count("hold") == 2
+
+
+def test_every_accepted_action_feeds_the_watchdog(arm, time):
+    guard = limited(arm, time)
+    for _ in range(10):
+        guard.send(np.array([5.0, 50.0]))
+        time.now += 0.4
+        assert not guard.watchdog()
+    assert "hold" not in arm.calls
+
+
+def test_a_hold_that_failed_is_tried_again(arm, time):
+    guard = limited(arm, time)
+    guard.send(np.array([5.0, 50.0]))
+    time.now += 1
+    arm.fails = BusLost("gone")
+    for _ in range(2):
+        with pytest.raises(BusLost):
+            guard.watchdog()
+    arm.fails = None
+    assert guard.watchdog()
+    assert arm.calls.count("hold") == 3
+
+
+@pytest.mark.parametrize("event", ["watchdog", "hold", "torque"])
+def test_after_a_stop_the_first_step_starts_from_where_the_arm_is(arm, time, event):
+    guard = limited(arm, time)
+    guard.send(np.array([10.0, 50.0]))
+    if event == "watchdog":
+        time.now += 1
+        assert guard.watchdog()
+    elif event == "hold":
+        guard.hold()
+    else:
+        guard.torque(True)
+    arm.positions[0] = -50.0  # sagged, or moved by hand
+    assert guard.send(np.array([10.0, 50.0]))[0] == -40.0
+
+
+def test_a_stop_on_purpose_needs_no_watchdog(arm, time):
+    guard = limited(arm, time)
+    for stop in (guard.hold, lambda: guard.torque(False), lambda: guard.torque(True), guard.close):
+        guard.send(np.array([0.0, 50.0]))
+        stop()
+        calls = list(arm.calls)
+        time.now += 5
+        assert not guard.watchdog()
+        assert arm.calls == calls
+    assert arm.calls[-1] == "close"
+    assert "torque False" in arm.calls
+    assert "torque True" in arm.calls
+
+
+# Settings -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: JointLimit(1.0, 1.0, 1.0),
+        lambda: JointLimit(2.0, 1.0, 1.0),
+        lambda: JointLimit(float("nan"), 1.0, 1.0),
+        lambda: JointLimit(0.0, float("inf"), 1.0),
+        lambda: JointLimit(0.0, 1.0, 0.0),
+        lambda: JointLimit(0.0, 1.0, -1.0),
+        lambda: JointLimit(0.0, 1.0, float("nan")),
+        lambda: JointLimit(0.0, 1.0, 1.0, 0.0),
+        lambda: JointLimit(0.0, 1.0, 1.0, float("nan")),
+        lambda: Limits.of(SPEC, (1.0,)),
+        lambda: Limits.of(SPEC, 1.0, watchdog_s=0.0),
+        lambda: Limits.of(SPEC, 1.0, watchdog_s=float("nan")),
+        lambda: LimitedArm(FollowingArm(), Limits((JointLimit(0.0, 1.0, 1.0),))),
+    ],
+)
+def test_limits_that_are_none_are_refused(wrong):
+    with pytest.raises(ConfigError, match="expected"):
+        wrong()
+
+
+def test_one_step_for_all(arm):
+    assert [joint.max_step for joint in Limits.of(SPEC, 2).joints] == [2, 2]
+    assert limited(arm).spec is SPEC
