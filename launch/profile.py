@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hotpolicy.launch.fields import Fields
-from hotpolicy.runtime.errors import ConfigError
+from hotpolicy.runtime.errors import CalibrationError, ConfigError
 from hotpolicy.runtime.messages import CameraSpec, Joint, RobotSpec
 
 SHIPPED = Path(__file__).parent / "configs"
@@ -79,14 +79,13 @@ def load_profile(name: str | Path) -> Profile:
     file = find_profile(str(name))
     fields = Fields.read(file)
     arm, server = fields.section("arm"), fields.section("server")
-    calibration = file.parent / Path(arm.text("calibration")).expanduser()
     profile = Profile(
         file=file,
         name=fields.text("name"),
         rate_hz=fields.number("rate_hz", above=0, at_most=1000, unit="Hz"),
         port=arm.text("port"),
         baudrate=_baudrate(arm),
-        calibration=calibration,
+        calibration=_calibration(file, arm),
         joints=_joints(fields.section("joints")),
         cameras=_cameras(fields.section("cameras")),
         watchdog_s=fields.number("watchdog_s", above=0, at_most=10, unit="s"),
@@ -96,11 +95,25 @@ def load_profile(name: str | Path) -> Profile:
     )
     for section in (arm, server, fields):
         section.done()
-    if not calibration.is_file():
-        raise ConfigError(f"{file}: arm.calibration: expected a file, there is none at {calibration}")
     if profile.world is None and any(camera.source == "world" for camera in profile.cameras):
         raise ConfigError(f"{file}: world: missing, expected the simulator's socket as a camera's source is 'world'")
     return profile
+
+
+def _calibration(file: Path, arm: Fields) -> Path:
+    """A .json file, its path taken from the profile's folder; anything else is an id in LeRobot's own folders."""
+    from hotpolicy.robots.calibration import find_calibration
+
+    name = arm.text("calibration")
+    if not name.endswith(".json"):
+        try:
+            return find_calibration(name)
+        except CalibrationError as error:
+            raise ConfigError(f"{file}: arm.calibration: {error}") from error
+    path = file.parent / Path(name).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"{file}: arm.calibration: expected a file, there is none at {path}")
+    return path
 
 
 def _baudrate(arm: Fields) -> int:

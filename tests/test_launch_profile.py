@@ -38,18 +38,28 @@ def test_limits_of_the_virtual_arm_lie_within_its_calibration() -> None:
 
 def test_metal_arm_without_calibration_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(ConfigError, match=r"so101\.yaml: arm\.calibration: expected a file, there is none at"):
+    for name in ("HF_LEROBOT_CALIBRATION", "XDG_CACHE_HOME", "HF_HOME", "HF_LEROBOT_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match=r"so101\.yaml: arm\.calibration: calibration of 'my_so101': not found"):
         load_profile("so101")
 
 
 def test_metal_arm_with_calibration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("HF_LEROBOT_CALIBRATION", "XDG_CACHE_HOME", "HF_HOME", "HF_LEROBOT_HOME"):
+        monkeypatch.delenv(name, raising=False)
     calibration = tmp_path / ".cache/huggingface/lerobot/calibration/robots/so_follower/my_so101.json"
     calibration.parent.mkdir(parents=True)
     calibration.write_text("{}")
     profile = load_profile("so101")
     assert (profile.calibration, profile.world) == (calibration, None)
     assert profile.joints[0].max_lead == 30.0
+
+
+def test_virtual_arm_moves_as_in_its_demonstrations() -> None:
+    from hotpolicy.robots.sim.kinematics import MAX_STEP
+
+    assert [joint.max_step for joint in load_profile("virtual_so101").joints] == pytest.approx(MAX_STEP, rel=1e-4)
 
 
 def test_own_profile_wins_over_shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
