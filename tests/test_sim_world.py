@@ -34,9 +34,7 @@ def test_ticks_and_units_agree_with_the_calibration():
         joints = rng.uniform(low, high)
         ticks = kinematics.ticks(joints)
         for joint, tick, value in zip(kinematics.JOINTS, ticks, kinematics.units(joints), strict=True):
-            read = virtual_calibration()[joint.name].to_value(
-                int(tick), "degrees" if joint.unit == "deg" else "range_0_100"
-            )
+            read = virtual_calibration()[joint.name].to_value(int(tick), joint.unit)
             assert read == pytest.approx(value, abs=0.09)
         np.testing.assert_allclose(kinematics.joints_from_units(kinematics.units(joints)), joints)
         assert np.abs(kinematics.joints_from_ticks(ticks) - joints).max() < 2e-3
