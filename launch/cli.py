@@ -74,3 +74,7 @@ def main() -> None:
 def _complain(text: str) -> int:
     print(f"hotpolicy: {text}", file=sys.stderr)
     return 2
+
+
+if __name__ == "__main__":
+    main()
