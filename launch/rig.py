@@ -1,0 +1,131 @@
+"""A robot as its profile describes it, opened: the arm behind its limits, its cameras, and what paces its loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+
+from hotpolicy.launch.profile import CameraProfile, Profile, load_profile
+from hotpolicy.robots.feed import Feed
+from hotpolicy.robots.limits import JointLimit, LimitedArm, Limits
+from hotpolicy.robots.loop import ControlLoop, EpisodeReport, Pacer
+from hotpolicy.robots.robot import Camera
+from hotpolicy.robots.servo.arm import connect
+from hotpolicy.robots.sim.client import LockStep, VirtualCamera, VirtualWorld
+from hotpolicy.robots.sim.tasks import Task
+from hotpolicy.robots.sources import Source
+from hotpolicy.runtime.clock import Rate
+from hotpolicy.runtime.errors import ConfigError
+
+DEFAULT_EPISODE_S = 30.0
+
+
+@dataclass
+class Rig:
+    """Use as a context manager. Nothing moves before `torque`; at the end the arm holds and keeps its torque."""
+
+    profile: Profile
+    arm: LimitedArm
+    cameras: Sequence[Camera]
+    world: VirtualWorld | None  # the simulator around a virtual arm
+    pacer: Pacer
+
+    @classmethod
+    def open(cls, profile: Profile | str | Path) -> Rig:
+        """Connect to the arm and the cameras. Raises ConfigError, BusLost, BusBusy, WrongServo, CalibrationError,
+        CameraLost; whatever was opened is closed again then."""
+        if not isinstance(profile, Profile):
+            profile = load_profile(profile)
+        with ExitStack() as undo:
+            bare = connect(profile.port, profile.calibration, spec=profile.spec)
+            undo.callback(bare.close)
+            world = VirtualWorld(profile.world) if profile.world else None
+            if world:
+                undo.callback(world.close)
+            cameras = []
+            for camera in profile.cameras:
+                cameras.append(_camera(camera, world))
+                undo.callback(cameras[-1].close)
+            arm = LimitedArm(bare, limits_of(profile))
+            stepped = world is not None and not world.moment.realtime
+            first = bare.table.joints[0].id
+            pacer: Pacer = (
+                LockStep(world, arrived=lambda: bare.bus.ping(first))
+                if world is not None and stepped
+                else Rate(profile.rate_hz)
+            )
+            undo.pop_all()
+        return cls(profile, arm, cameras, world, pacer)
+
+    @property
+    def stepped(self) -> bool:
+        """Whether time stands still between ticks."""
+        return isinstance(self.pacer, LockStep)
+
+    def set_scene(self, task: str, seed: int) -> None:
+        """In a simulation: clear the table for `task`. Does nothing for an arm of metal. Raises BadRequest for an
+        instruction the simulator does not know."""
+        if self.world is not None:
+            self.world.reset(task, seed)
+            self.arm.hold()  # it stands elsewhere now
+
+    def episode(
+        self, task: str, source: Source, feeds: Sequence[Feed] = (), longest_s: float | None = None, linger: int = 0
+    ) -> EpisodeReport:
+        """One episode of the control loop. In a simulation the referee ends it, else the source or the clock."""
+        loop = ControlLoop(self.arm, self.cameras, self.pacer, feeds)
+        if self.world is None or longest_s is not None:
+            ticks = round((longest_s or DEFAULT_EPISODE_S) * self.profile.rate_hz)
+        else:
+            ticks = Task.parse(task).time_limit
+        return loop.run(task, source, ticks, self._judge if self.world else None, linger)
+
+    def close(self) -> None:
+        self.arm.close()
+        for camera in self.cameras:
+            camera.close()
+        if self.world is not None:
+            self.world.close()
+
+    def __enter__(self) -> Rig:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _judge(self) -> bool | None:
+        assert self.world is not None
+        moment = self.world.look() if self.world.moment.realtime else self.world.moment
+        return True if moment.success else False if moment.over else None
+
+
+def limits_of(profile: Profile) -> Limits:
+    return Limits(
+        tuple(JointLimit(joint.low, joint.high, joint.max_step) for joint in profile.joints), profile.watchdog_s
+    )
+
+
+def virtual_profile(folder: Path, number: int, endpoint: str, control: str) -> Profile:
+    """The shipped virtual arm, with port and sockets of its own in `folder`, so that several can run at once."""
+    return replace(
+        load_profile("virtual_so101"),
+        port=str(folder / f"arm{number}"),
+        world=f"ipc://{folder}/arm{number}.world",
+        endpoint=endpoint,
+        control=control,
+    )
+
+
+def _camera(camera: CameraProfile, world: VirtualWorld | None) -> Camera:
+    if camera.source == "world":
+        if world is None:
+            raise ConfigError(f"cameras.{camera.name}.source: 'world' is for virtual arms, this profile has none")
+        return VirtualCamera(world, camera.name)
+    from hotpolicy.robots.camera import open_camera
+
+    return open_camera(camera.name, camera.source, camera.height, camera.width)
