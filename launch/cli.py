@@ -15,6 +15,7 @@ try:
 except ModuleNotFoundError as error:  # the thin install of a robot client has no command line
     raise SystemExit(f"hotpolicy: the command line needs {error.name}: pip install 'hotpolicy[cli]'") from error
 
+from hotpolicy.launch.pretrain import pretrain_nano
 from hotpolicy.launch.serve import serve
 from hotpolicy.launch.versions import add, history, rollback, status, swap, versions
 from hotpolicy.launch.virtual_arm import virtual_arm
@@ -45,7 +46,7 @@ app = typer.Typer(
     help="Serve a vision-language-action policy to robots, teach it on the robot, and swap in what it learned.",
 )
 
-for verb in (serve, versions, swap, rollback, status, history, add, virtual_arm):
+for verb in (serve, versions, swap, rollback, status, history, add, virtual_arm, pretrain_nano):
     app.command()(verb)
 
 

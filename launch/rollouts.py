@@ -64,7 +64,9 @@ def _execute(world: World, actions: np.ndarray) -> None:
 
 
 def other_images(seen: list[Observation]) -> list[Observation]:
-    """A control: every robot sees another robot's picture."""
+    """A control: every robot sees another robot's picture; the last one left sees nothing."""
+    if len(seen) == 1:
+        return [replace(seen[0], images={name: np.zeros_like(image) for name, image in seen[0].images.items()})]
     shifted = [*seen[1:], seen[0]]
     return [replace(mine, images=other.images) for mine, other in zip(seen, shifted, strict=True)]
 

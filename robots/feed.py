@@ -64,8 +64,8 @@ class Feed:
             elif not self._has_room(size):
                 if self.when_full == "fail":
                     raise RobotError(
-                        f"{type(self.subscriber).__name__} is {self._held / 1e6:.0f} MB behind the robot: expected it to "
-                        "keep up (fewer or smaller cameras, a lower rate, a faster disk)"
+                        f"{type(self.subscriber).__name__} is {self._held / 1e6:.0f} MB behind the robot: expected it "
+                        "to keep up (fewer or smaller cameras, a lower rate, a faster disk)"
                     )
                 self.dropped += 1
                 return
