@@ -16,6 +16,8 @@ except ModuleNotFoundError as error:  # the thin install of a robot client has n
     raise SystemExit(f"hotpolicy: the command line needs {error.name}: pip install 'hotpolicy[cli]'") from error
 
 from hotpolicy.launch.pretrain import pretrain_nano
+from hotpolicy.launch.record import record
+from hotpolicy.launch.run import run
 from hotpolicy.launch.serve import serve
 from hotpolicy.launch.versions import add, history, rollback, status, swap, versions
 from hotpolicy.launch.virtual_arm import virtual_arm
@@ -46,7 +48,20 @@ app = typer.Typer(
     help="Serve a vision-language-action policy to robots, teach it on the robot, and swap in what it learned.",
 )
 
-for verb in (serve, versions, swap, rollback, status, history, add, virtual_arm, pretrain_nano):
+VERBS = (
+    serve,
+    run,
+    record,
+    versions,
+    swap,
+    rollback,
+    status,
+    history,
+    add,
+    virtual_arm,
+    pretrain_nano,
+)
+for verb in VERBS:
     app.command()(verb)
 
 

@@ -26,3 +26,13 @@ Robot = Annotated[
     str,
     typer.Option(help="Robot profile: a name (virtual_so101, so101, or yours in ~/.config/hotpolicy) or a YAML file."),
 ]
+Task = Annotated[str, typer.Option(help='The instruction, e.g. "touch the red cube".')]
+Episodes = Annotated[int, typer.Option(min=1, help="Episodes to keep.")]
+Seed = Annotated[int, typer.Option(help="Scene of the first episode in a simulation; the next ones count up.")]
+LongestS = Annotated[
+    float | None,
+    typer.Option(min=0.1, help="Longest episode, s. Default: the task's own limit in a simulation, else 30."),
+]
+Release = Annotated[
+    bool, typer.Option("--release", help="Switch the torque off at the end: the arm falls. Otherwise it keeps holding.")
+]

@@ -1,0 +1,155 @@
+"""`hotpolicy run`: a robot does a task, with a policy server thinking for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hotpolicy.launch import console
+from hotpolicy.launch.options import ROBOT, AsJson, Episodes, LongestS, Release, Robot, Seed, Task
+from hotpolicy.runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hotpolicy.launch.rig import Rig
+    from hotpolicy.robots.loop import EpisodeReport
+    from hotpolicy.robots.sources import Source
+    from hotpolicy.runtime.client import PolicyClient
+    from hotpolicy.runtime.messages import Boundary, RobotSpec
+
+STEPPED_DEADLINE_S = 10.0  # time stands still meanwhile
+COLUMNS = ("episode", "task", "success", "end", "ticks", "held", "late", "seconds", "versions")
+
+
+def run(
+    task: Task,
+    robot: Robot = ROBOT,
+    episodes: Episodes = 1,
+    seed: Seed = 0,
+    longest_s: LongestS = None,
+    replan: Annotated[int, typer.Option(help="Actions of a chunk that are carried out before the next is used.")] = 4,
+    deadline_ms: Annotated[float, typer.Option(help="An answer later than this is of no use, ms.")] = 500.0,
+    boundary: Annotated[
+        str, typer.Option(help="When this robot moves to a swapped version: at the next chunk, or episode.")
+    ] = "chunk",
+    endpoint: Annotated[str | None, typer.Option(help="The server's data socket. Default: the profile's.")] = None,
+    record: Annotated[Path | None, typer.Option(help="Also record the episodes into this dataset folder.")] = None,
+    release: Release = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let the served policy do a task: fixed rate, within the limits, holding whenever no fresh action is there."""
+    from hotpolicy.launch.profile import load_profile
+    from hotpolicy.launch.rig import Rig
+    from hotpolicy.runtime.client import PolicyClient
+
+    if boundary not in ("chunk", "episode"):
+        raise ConfigError(f"boundary: expected chunk or episode, got {boundary!r}")
+    profile, at = load_profile(robot), _boundary(boundary)
+    with PolicyClient(endpoint or profile.endpoint, timeout_s=deadline_ms / 1000, boundary=at) as client:
+        require_fit(client.hello().spec, profile.spec)
+        with Rig.open(profile) as rig:
+            source = policy_source(rig, client, replan)
+            drive(rig, task, source, episodes, seed, longest_s, record=record, release=release, as_json=as_json)
+
+
+def drive(
+    rig: Rig,
+    task: str,
+    source: Source,
+    episodes: int,
+    seed: int,
+    longest_s: float | None,
+    *,
+    record: Path | None,
+    release: bool,
+    as_json: bool,
+    linger: int = 0,
+) -> list[EpisodeReport]:
+    """Episodes until so many were kept or the source says stop; then a table. The arm holds on unless `release`."""
+    reports: list[EpisodeReport] = []
+    with recording(rig, record) as feeds:
+        rig.arm.torque(True)
+        kept = 0
+        while kept < episodes:
+            rig.set_scene(task, seed + len(reports))
+            report = rig.episode(task, source, feeds, longest_s, linger)
+            reports.append(report)
+            kept += report.kept
+            if report.end == "stop":
+                break
+        if release:
+            rig.arm.torque(False)
+    rows = [episode_row(index, report) for index, report in enumerate(reports)]
+    console.show(rows, COLUMNS, as_json)
+    judged = [report.success for report in reports if report.success is not None]
+    if judged and not as_json:
+        typer.echo(f"{sum(judged)} of {len(judged)} succeeded")
+    return reports
+
+
+class recording:
+    """Feeds for a loop: a recorder of `folder`, or none. What the recorder still has is written before it is left."""
+
+    def __init__(self, rig: Rig, folder: Path | None):
+        self.rig, self.folder = rig, folder
+
+    def __enter__(self) -> Sequence[Any]:
+        if self.folder is None:
+            return ()
+        from hotpolicy.finetune.recorder import Recorder
+        from hotpolicy.robots.feed import Feed
+
+        self._recorder = Recorder.open(self.folder, self.rig.profile.spec)
+        self._feed = Feed(self._recorder, when_full="wait" if self.rig.stepped else "fail")
+        return (self._feed,)
+
+    def __exit__(self, *exc: object) -> None:
+        if self.folder is not None:
+            self._feed.close()
+            self._recorder.close()
+
+
+def policy_source(rig: Rig, client: PolicyClient, replan: int) -> Source:
+    """Asked ahead of need; in lock-step the loop waits for each answer, so that a run depends on its seed alone."""
+    from hotpolicy.robots.sources import PolicySource, SteppedPolicySource
+    from hotpolicy.runtime.chunks import ChunkBuffer
+
+    if rig.stepped:
+        return SteppedPolicySource(client, replan, deadline_ms=STEPPED_DEADLINE_S * 1000)
+    return PolicySource(client, ChunkBuffer(rig.profile.rate_hz, replan=replan))
+
+
+def require_fit(policy: RobotSpec, robot: RobotSpec) -> None:
+    """Raises ConfigError naming the first thing the policy and the robot do not agree on."""
+    pairs: list[tuple[str, object, object]] = [
+        ("joints", [(j.name, j.unit) for j in policy.joints], [(j.name, j.unit) for j in robot.joints]),
+        (
+            "cameras",
+            sorted((c.name, c.height, c.width) for c in policy.cameras),
+            sorted((c.name, c.height, c.width) for c in robot.cameras),
+        ),
+        ("rate_hz", policy.rate_hz, robot.rate_hz),
+    ]
+    for field, expected, got in pairs:
+        if expected != got:
+            raise ConfigError(f"{field}: the served policy expects {expected}, this robot has {got}")
+
+
+def episode_row(index: int, report: EpisodeReport) -> dict[str, Any]:
+    return {
+        "episode": index,
+        "task": report.task,
+        "success": report.success,
+        "end": report.end,
+        "ticks": report.ticks,
+        "held": report.held,
+        "late": report.late,
+        "seconds": round(report.seconds, 2),
+        "versions": ", ".join(report.versions),
+    }
+
+
+def _boundary(name: str) -> Boundary:
+    return "episode" if name == "episode" else "chunk"

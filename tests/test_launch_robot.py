@@ -1,0 +1,152 @@
+"""Recording and running through the command line: a virtual arm in its own process, a served policy, a dataset."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hotpolicy.finetune.dataset import Dataset
+from hotpolicy.launch import cli
+from hotpolicy.launch.profile import SHIPPED, load_profile
+from hotpolicy.launch.run import require_fit
+from hotpolicy.launch.serve import make_server, serve_options
+from hotpolicy.runtime.engine.echo_engine import seal_echo
+from hotpolicy.runtime.errors import ConfigError
+from hotpolicy.runtime.store import Store
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="hp") as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def robot(folder: Path) -> Path:
+    """A profile of a virtual arm with port and sockets of its own."""
+    data = yaml.safe_load((SHIPPED / "virtual_so101.yaml").read_text())
+    data["arm"] |= {"port": f"{folder}/port", "calibration": str(SHIPPED / "virtual_so101.json")}
+    data |= {
+        "world": f"ipc://{folder}/world",
+        "server": {"endpoint": f"ipc://{folder}/p", "control": f"ipc://{folder}/c"},
+    }
+    file = folder / "arm.yaml"
+    file.write_text(yaml.safe_dump(data, sort_keys=False))
+    return file
+
+
+@pytest.fixture(scope="module")
+def arm(robot: Path) -> Iterator[None]:
+    command = [sys.executable, "-m", "hotpolicy.launch.cli", "virtual-arm", "--robot", str(robot)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("ready: ")
+        yield
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+def call(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object
+) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["hotpolicy", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, err = capsys.readouterr()
+    code: Any = ended.value.code
+    return code or 0, out, err
+
+
+def test_record_demonstrations(
+    folder: Path, robot: Path, arm: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = "touch the red cube"
+    arguments = ["record", folder / "data", "--robot", robot, "--task", task, "--episodes", 2]
+    code, out, err = call(capsys, monkeypatch, *arguments, "--json")
+    assert code == 0, err
+    rows = json.loads(out)
+    assert [row["success"] for row in rows] == [True, True]
+    dataset = Dataset.open(folder / "data")
+    assert [len(dataset.episode(index).state) for index in range(2)] == [row["ticks"] for row in rows]
+    assert dataset.episode(0).task == task
+    assert dataset.episode(0).success
+
+    assert "2 of 2 succeeded" in call(capsys, monkeypatch, *arguments)[1]
+    assert len(Dataset.open(folder / "data")) == 4  # goes on where it stopped
+
+
+def test_run_a_served_policy(
+    folder: Path, robot: Path, arm: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = load_profile(robot)
+    bundle = seal_echo(folder / "made", 0.0, spec=profile.spec)
+    Store(folder / "store").add(bundle.folder)
+    given = {"store": folder / "store", "engine": "echo", "endpoint": profile.endpoint, "control": profile.control}
+    with make_server(serve_options(None, given)) as server:
+        server.wait_ready()
+        arguments = ["run", "--robot", robot, "--task", "touch the red cube", "--record", folder / "seen"]
+        code, out, err = call(capsys, monkeypatch, *arguments, "--json", "--release")
+    assert code == 0, err
+    (row,) = json.loads(out)
+    assert row["versions"] == bundle.id
+    assert (row["success"], row["held"]) == (False, 0)
+    seen = Dataset.open(folder / "seen")
+    assert seen.versions == (bundle.id,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["run", "--task", "touch the red cube"], "no server there before the deadline"),
+        (["run", "--task", "x", "--boundary", "never"], "boundary: expected chunk or episode, got 'never'"),
+        (["record", "{folder}/none", "--task", "juggle the cubes"], "task: expected a verb of"),
+        (["record", "{folder}/none", "--task", "touch the red cube", "--teleop", "thought"], "teleop: expected one of"),
+    ],
+)
+def test_bad_input_is_one_line(
+    folder: Path,
+    robot: Path,
+    arm: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    text: str,
+) -> None:
+    given = [argument.format(folder=folder) for argument in arguments]
+    code, out, err = call(capsys, monkeypatch, *given, "--robot", robot)
+    assert (code, out) == (2, "")
+    assert text in err.splitlines()[-1]
+
+
+def test_no_arm_there(
+    folder: Path, robot: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = yaml.safe_load(robot.read_text())
+    data["arm"]["port"] = f"{folder}/nowhere"
+    file = folder / "other.yaml"
+    file.write_text(yaml.safe_dump(data, sort_keys=False))
+    code, _, err = call(capsys, monkeypatch, "record", folder / "none", "--task", "touch the red cube", "--robot", file)
+    assert code == 2
+    assert "nowhere" in err.splitlines()[-1]
+
+
+def test_policy_for_another_robot() -> None:
+    spec = load_profile("virtual_so101").spec
+    require_fit(spec, spec)
+    with pytest.raises(ConfigError, match=r"rate_hz: the served policy expects 30\.0, this robot has 10\.0"):
+        require_fit(replace(spec, rate_hz=30.0), spec)
+    with pytest.raises(ConfigError, match="joints: the served policy expects"):
+        require_fit(replace(spec, joints=spec.joints[:5]), spec)
+    with pytest.raises(ConfigError, match="cameras: the served policy expects"):
+        require_fit(replace(spec, cameras=()), spec)
