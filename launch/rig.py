@@ -14,6 +14,7 @@ from hotpolicy.robots.limits import JointLimit, LimitedArm, Limits
 from hotpolicy.robots.loop import ControlLoop, EpisodeReport, Pacer
 from hotpolicy.robots.robot import Camera
 from hotpolicy.robots.servo.arm import connect
+from hotpolicy.robots.servo.bus import Timing
 from hotpolicy.robots.sim.client import LockStep, VirtualCamera, VirtualWorld
 from hotpolicy.robots.sim.tasks import Task
 from hotpolicy.robots.sources import Source
@@ -40,7 +41,7 @@ class Rig:
         if not isinstance(profile, Profile):
             profile = load_profile(profile)
         with ExitStack() as undo:
-            bare = connect(profile.port, profile.calibration, spec=profile.spec)
+            bare = connect(profile.port, profile.calibration, spec=profile.spec, timing=_timing(profile))
             undo.callback(bare.close)
             world = VirtualWorld(profile.world) if profile.world else None
             if world:
@@ -105,9 +106,8 @@ class Rig:
 
 
 def limits_of(profile: Profile) -> Limits:
-    return Limits(
-        tuple(JointLimit(joint.low, joint.high, joint.max_step) for joint in profile.joints), profile.watchdog_s
-    )
+    joints = (JointLimit(joint.low, joint.high, joint.max_step, joint.max_lead) for joint in profile.joints)
+    return Limits(tuple(joints), profile.watchdog_s)
 
 
 def virtual_profile(folder: Path, number: int, endpoint: str, control: str) -> Profile:
@@ -119,6 +119,13 @@ def virtual_profile(folder: Path, number: int, endpoint: str, control: str) -> P
         endpoint=endpoint,
         control=control,
     )
+
+
+def _timing(profile: Profile) -> Timing:
+    """Servos answer within microseconds; a simulator shares its processor with whatever else runs."""
+    if profile.world is None:
+        return Timing(baud=profile.baudrate)
+    return Timing(baud=profile.baudrate, margin_ms=1000.0, budget_ms=3000.0)
 
 
 def _camera(camera: CameraProfile, world: VirtualWorld | None) -> Camera:
