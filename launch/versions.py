@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from hotpolicy.runtime.client import ControlClient
     from hotpolicy.runtime.store import Store
 
+SHIPPED = Path(__file__).parent / "assets"
+
 Request = Annotated[
     str | None,
     typer.Option("--request-id", help="Name of this request; repeating one is harmless. Default: a fresh one."),
@@ -32,11 +34,14 @@ def versions(control: Control = CONTROL, as_json: AsJson = False) -> None:
 
 
 def add(
-    bundle: Annotated[Path, typer.Argument(help="Folder of a sealed policy bundle.")],
+    bundle: Annotated[
+        Path, typer.Argument(help="Folder of a sealed policy bundle, or the name of one that comes along: nano.")
+    ],
     store: StoreFolder = STORE,
 ) -> None:
     """Copy a policy bundle into a store, verified whole, and print its version."""
-    typer.echo(open_store(store).add(bundle))
+    shipped = SHIPPED / bundle
+    typer.echo(open_store(store).add(shipped if len(bundle.parts) == 1 and shipped.is_dir() else bundle))
 
 
 def swap(

@@ -120,6 +120,14 @@ def test_command_line_wins_over_file(tmp_path: Path) -> None:
         serve_options(file, {})
 
 
+def test_shipped_policy_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, _ = call(capsys, monkeypatch, "add", "nano", "--store", tmp_path / "store")
+    assert code == 0
+    assert (tmp_path / "store/versions" / out.strip()).is_dir()
+
+
 class Served:
     """A server in its own process, with two echo versions in its store."""
 
