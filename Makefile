@@ -11,11 +11,12 @@ export OMP_WAIT_POLICY := passive
 export OMP_NUM_THREADS := 1
 export MUJOCO_GL := disable
 
-.PHONY: help demo test check clean
+.PHONY: help demo test check mutate clean
 help:
 	@echo "make demo    the whole loop on a virtual arm (ARGS=--quick for the short one)"
 	@echo "make test    lint, types and all tests, with coverage"
 	@echo "make check   lint and types only"
+	@echo "make mutate  plant faults in robots/limits.py; the tests must catch each (about a minute)"
 	@echo "make clean   remove .venv and everything built"
 
 demo: $(VENV)/.installed-all
@@ -28,6 +29,9 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+mutate: $(VENV)/.installed-dev
+	$(BIN)/python tests/mutate_limits.py
 
 # The stamps stand for "installed with these versions"; pip runs again only when one of the two files changes.
 $(VENV)/.installed-all: pyproject.toml constraints.txt | $(BIN)/python

@@ -120,6 +120,7 @@ def test_the_next_step_starts_from_the_last_goal_and_not_from_the_arm(arm, value
     guard = limited(arm)
     guard.send(np.array([10.0, 50.0]))
     assert guard.send(np.array([value, 50.0]))[0] == pytest.approx(min(max(value, 0.0), 20.0), abs=1e-5)
+    assert arm.calls == ["read", "send", "send"]  # and without a lead to keep, no bus time is spent on reading
 
 
 def test_each_joint_has_its_own_step(arm):

@@ -1,0 +1,108 @@
+"""Plant one fault after another in robots/limits.py and see whether its tests notice. Prints each that they do not.
+
+`python tests/mutate_limits.py` exits with the number of survivors. Each runs in a fork, to pay imports once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import hotpolicy.robots.limits as limits
+
+SOURCE = Path(limits.__file__)
+TESTS = Path(__file__).with_name("test_robot_limits.py")
+
+# What is there, and what a tired hand might make of it.
+FAULTS = [
+    ("not self.low < self.high", "not self.low <= self.high"),
+    ("or self.max_step <= 0", "or self.max_step < 0"),
+    ("if not np.isfinite([self.low, self.high, self.max_step]).all() or", "if"),
+    ("not 0 < self.max_lead < np.inf", "not 0 <= self.max_lead < np.inf"),
+    ("not 0 < self.watchdog_s < np.inf", "self.watchdog_s <= 0"),
+    ("if len(steps) != len(spec.joints)", "if False"),
+    ("if len(limits.joints) != len(arm.spec.joints)", "if False"),
+    ("limits.joints], up=True)", "limits.joints], up=False)"),
+    ("limits.joints], up=False)", "limits.joints], up=True)"),
+    ("[joint.max_step for joint in limits.joints]", "[limits.joints[0].max_step for joint in limits.joints]"),
+    ("np.inf if joint.max_lead is None else joint.max_lead", "np.inf"),
+    ("self._goal = self._present = None  # whatever", "pass  # whatever"),
+    ("wanted = self._checked(action)", "wanted = np.asarray(action, dtype=np.float64)"),
+    ("present - self._lead, present + self._lead", "start - self._lead, start + self._lead"),
+    ("wanted = np.clip(wanted, present - self._lead, present + self._lead)", "pass"),
+    ("wanted = np.clip(wanted, start - self._step, start + self._step)", "pass"),
+    ("start - self._step, start + self._step", "present - self._step, present + self._step"),
+    ("start - self._step, start + self._step", "start - self._step, start + 2 * self._step"),
+    ("start - self._step, start + self._step", "start - 2 * self._step, start + self._step"),
+    ("np.clip(wanted.astype(np.float32), self._low, self._high)", "wanted.astype(np.float32)"),
+    ("np.clip(wanted.astype(np.float32), self._low, self._high)", "np.maximum(wanted.astype(np.float32), self._low)"),
+    ("np.clip(wanted.astype(np.float32), self._low, self._high)", "np.minimum(wanted.astype(np.float32), self._high)"),
+    ("self._goal = self._present = None  # until", "pass  # until"),
+    ("self._arm.send(sent)\n", "self._arm.send(np.asarray(action))\n"),
+    ("self._goal = sent.astype(np.float64)", "self._goal = np.asarray(action, dtype=np.float64)"),
+    ("self._accepted_at = self._now()", "self._accepted_at = self._accepted_at or self._now()"),
+    ("self.holding = False\n        return sent", "return sent"),
+    ("<= self.limits.watchdog_s", "< self.limits.watchdog_s"),
+    ("<= self.limits.watchdog_s", "<= 2 * self.limits.watchdog_s"),
+    ("self.hold()\n            self.holding = True", "self.holding = True"),
+    ("self.hold()\n            self.holding = True", "self.holding = True\n            self.hold()"),
+    ("self.hold()\n            self.holding = True", "self.hold()"),
+    ("self._goal = self._present = None\n        self._arm.hold()", "self._arm.hold()"),
+    ("        self._arm.hold()\n", "        pass\n"),
+    ("self._accepted_at = None  # only now", "pass  # only now"),
+    ("self._goal = self._present = None\n        self._arm.torque(on)", "self._arm.torque(on)"),
+    ("self._arm.torque(on)\n        self._accepted_at = None", "self._arm.torque(on)"),
+    ("self._arm.torque(on)", "self._arm.torque(True)"),
+    ("self._goal = self._present = self._accepted_at = None\n        self._arm.close()", "self._arm.close()"),
+    ("        self._arm.close()\n", ""),
+    ("if state.stale:", "if False:"),
+    ("return np.clip(present, self._low, self._high).astype(np.float64), present", "return present, present"),
+    ("if self._present is None and np.isfinite(self._lead).any()", "if False"),
+    ("if self._present is None and np.isfinite(self._lead).any()", "if self._present is None"),
+    ("if array.shape != (joints,)", "if array.size != joints"),
+    ("if array.shape != (joints,)", "if array.ndim != 1"),
+    ('not in "fiu"', 'not in "fiub"'),
+    ('if array.dtype.kind not in "fiu"', "if False"),
+    ("if not np.isfinite(value)", "if np.isinf(value)"),
+    ("if not np.isfinite(value)", "if np.isnan(value)"),
+    ("zip(self.spec.joints, wanted, strict=True)", "zip(self.spec.joints[:1], wanted[:1], strict=True)"),
+    ("np.where(outside, inward, rounded)", "rounded"),
+]
+
+
+def notices(source: str) -> bool:
+    """Whether the tests fail on this version of the module. Runs in a fork: the answer is the child's exit status."""
+    child = os.fork()
+    if child == 0:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        module = types.ModuleType("hotpolicy.robots.limits")
+        sys.modules[module.__name__] = module
+        exec(compile(source, "mutant", "exec"), module.__dict__)
+        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:cov", str(TESTS)])))
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status) == pytest.ExitCode.TESTS_FAILED
+
+
+def main() -> int:
+    source = SOURCE.read_text(encoding="utf-8")
+    if notices(source):
+        sys.exit("the tests fail on the module as it is")
+    survivors = 0
+    for number, (old, new) in enumerate(FAULTS):
+        if old not in source:
+            sys.exit(f"fault {number}: no longer in the module: {old!r}")
+        if not notices(source.replace(old, new, 1)):
+            survivors += 1
+            print(f"survived: {old!r} -> {new!r}")
+    print(f"{len(FAULTS) - survivors} of {len(FAULTS)} planted faults were caught")
+    return survivors
+
+
+if __name__ == "__main__":
+    sys.exit(main())
