@@ -33,7 +33,8 @@ def pretrain_nano(
     from hotpolicy.robots.sim.tasks import KNOWN_COLOURS
 
     torch.set_num_threads(threads)
-    looking = PretrainConfig.looking_steps if steps > 2 * PretrainConfig.looking_steps else steps // 5
+    usual = PretrainConfig().looking_steps
+    looking = usual if steps > 2 * usual else steps // 5
     config = nano.NanoConfig(
         touch_episodes,
         lift_episodes,
