@@ -41,6 +41,7 @@ class WatchedClient(PolicyClient):
     def __init__(self, endpoint: str, log: list[Answer]):
         super().__init__(endpoint, timeout_s=DEADLINE_MS / 1000)
         self.log = log
+        self.answered = 0
 
     def infer(self, observation: Observation, deadline_ms: float | None = None) -> ActionChunk:
         began = now()
@@ -50,6 +51,7 @@ class WatchedClient(PolicyClient):
             self.log.append(Answer(began, float("nan"), None, error.code))
             raise
         self.log.append(Answer(began, (now() - began) * 1000, chunk.version, None))
+        self.answered += 1
         return chunk
 
 
@@ -75,6 +77,11 @@ class Station:
     def rig(self) -> Rig:
         assert self._rig is not None
         return self._rig
+
+    @property
+    def asked(self) -> int:
+        """Requests answered so far."""
+        return 0 if self._client is None else self._client.answered
 
     def source(self) -> SteppedPolicySource:
         assert self._client is not None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
-from hotpolicy.launch.results import interval
+from hotpolicy.launch.results import Bar, interval
 from hotpolicy.launch.rollouts import Score
 from hotpolicy.runtime.clock import now
 
@@ -60,3 +61,14 @@ class Story:
         low, high = interval({"successes": score.successes, "episodes": score.episodes})
         rate = f"[bold {colour}]{score.rate:.2f}[/]" if colour else f"[bold]{score.rate:.2f}[/]"
         self.say(f"{label:<34} {rate}  {score.successes}/{score.episodes}, 95 % {low:.2f} to {high:.2f}")
+
+    def table(self, bars: Sequence[Bar]) -> None:
+        """The bars this run was measured against."""
+        table = Table(box=None, header_style="dim", pad_edge=False, title_justify="left")
+        for column in ("", "found", "wanted"):
+            table.add_column(column)
+        for bar in bars:
+            mark = "[green]yes[/]" if bar.met else "[bold red]no[/]"
+            table.add_row(bar.name, bar.value, f"{bar.wanted}  {mark}")
+        self.console.rule("[bold]What was found", align="left", style="dim")
+        self.console.print(table)

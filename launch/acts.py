@@ -1,0 +1,332 @@
+"""What happens in each step of the demo. `Play` holds the processes and what has been found so far."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hotpolicy.finetune.recorder import Recorder
+from hotpolicy.launch.charts import Curve, Latency
+from hotpolicy.launch.film import Film
+from hotpolicy.launch.fleet import Answer, Exam, Fleet, Station, by_verb
+from hotpolicy.launch.lesson import Lesson, Taught
+from hotpolicy.launch.machine import describe_machine
+from hotpolicy.launch.nano import SHIPPED, VERBS
+from hotpolicy.launch.processes import Child
+from hotpolicy.launch.report import Strip
+from hotpolicy.launch.rollouts import Score
+from hotpolicy.launch.story import Story
+from hotpolicy.robots.feed import Feed
+from hotpolicy.robots.sim.tasks import KNOWN_COLOURS, PHRASES, Task
+from hotpolicy.robots.sources import OperatorSource
+from hotpolicy.robots.teleop.scripted import ScriptedOperator
+from hotpolicy.runtime.client import ControlClient
+from hotpolicy.runtime.clock import now
+from hotpolicy.runtime.store import Store
+
+ARMS = 4
+DEMONSTRATIONS = 24
+NEW = [Task("hover", colour) for colour in KNOWN_COLOURS]
+HARD = Task("touch", "purple")
+OLD = [Task(verb, colour) for verb in VERBS for colour in KNOWN_COLOURS]
+QUIET_S = 4.0  # of load before the swap, to compare with
+SETTLE_S = 2.0  # of load after it
+
+
+class Play:
+    """Use as a context manager; the steps in the order of `demo`."""
+
+    def __init__(self, work: Path, out: Path, story: Story, *, seed: int, quick: bool, teleop: str):
+        self.work, self.out, self.story = work, out, story
+        self.seed, self.quick, self.teleop = seed, quick, teleop
+        self.endpoint, self.control_endpoint = f"ipc://{work}/serve", f"ipc://{work}/serve.control"
+        self.store = Store(work / "policies")
+        self.found: dict[str, Any] = {"hard_task": None, "onnx": None}
+        self.curves: list[Curve] = []
+        self.strips: list[Strip] = []
+        self.moments: list[tuple[float, str]] = []  # (monotonic s, what changed), for the latency chart
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Play:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    # ── a, b ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def start(self) -> None:
+        self.base = self.store.add(SHIPPED)
+        self.server = self._serve("torch")
+        self.fleet = self._stack.enter_context(Fleet(self.work, ARMS, self.endpoint, self.control_endpoint))
+        self.server.wait_ready()
+        self.control = self._stack.enter_context(ControlClient(self.control_endpoint))
+        first = self.fleet.stations[0].profile
+        self.story.say(f"{ARMS} virtual arms, each six STS3215 servos on a pseudo-terminal; the first is {first.port}")
+        self.story.say(f"policy server on {self.endpoint}, version {self.base[:8]}, engine torch, one thread")
+
+    def _serve(self, engine: str) -> Child:
+        arguments = ["serve", "--store", str(self.store.root), "--endpoint", self.endpoint, "--engine", engine]
+        child = Child("policy server", arguments, self.work / "server.log")
+        self._stack.callback(child.stop)
+        return child
+
+    # ── c, g ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def before(self) -> None:
+        self.found["new_task"] = {"name": PHRASES["hover"].format("COLOUR"), "before": self._examine_new("before")}
+        self.found["old_tasks"] = {"before": self._examine_old(), "after_without_replay": None}
+
+    def after(self) -> None:
+        self.found["new_task"]["after"] = self._examine_new("after")
+        self.found["old_tasks"]["after"] = self._examine_old()
+
+    def _examine_new(self, when: str) -> dict[str, int]:
+        score = self._sum(self._examine([Exam(t, n, self._scene(1, i)) for i, (t, n) in enumerate(_share(NEW, 50))]))
+        self.story.score(PHRASES["hover"].format("COLOUR"), score, "green" if when == "after" else "yellow")
+        self.strips.append(self._film(NEW[0].instruction, self._scene(1, 0), when))
+        return _counts(score)
+
+    def _examine_old(self) -> dict[str, dict[str, int]]:
+        each = 5 if self.quick else 25
+        scores = by_verb(self._examine([Exam(task, each, self._scene(2, i)) for i, task in enumerate(OLD)]))
+        for verb, score in scores.items():
+            self.story.score(PHRASES[verb].format("COLOUR") + ", known before", score)
+        return {verb: _counts(score) for verb, score in scores.items()}
+
+    def _examine(self, exams: Sequence[Exam]) -> dict[str, Score]:
+        with self.story.bar("episodes", sum(exam.episodes for exam in exams)) as advance:
+            return self.fleet.examine(exams, advance)
+
+    def _film(self, task: str, seed: int, when: str) -> Strip:
+        film = Film()
+        feed = Feed(film, when_full="wait")
+        report = self.fleet.stations[0].attempt(task, seed, [feed])
+        feed.close()
+        return Strip(f"{task}, {when}", film.frames, bool(report.success), self.fleet.stations[0].profile.rate_hz)
+
+    # ── d ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def demonstrate(self) -> None:
+        self.dataset = self.out / "demonstrations"
+        self._record(self.dataset, NEW, self._scene(3))
+        self.last_demonstration = now()
+        self.story.say(f"{DEMONSTRATIONS} episodes in {self.dataset}, sealed one by one")
+
+    def _record(self, folder: Path, tasks: Sequence[Task], seed: int) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        rig = self.fleet.stations[0].rig
+        assert rig.world is not None
+        with Recorder.open(folder, rig.profile.spec) as recorder, self.story.bar("episodes", DEMONSTRATIONS) as advance:
+            if self.teleop == "keyboard" and tasks is NEW:
+                from hotpolicy.launch.teleop import demonstrate_by_keyboard
+
+                demonstrate_by_keyboard(rig, recorder, [t.instruction for t in tasks], DEMONSTRATIONS, seed)
+                return
+            feed = Feed(recorder, when_full="wait")
+            operator = ScriptedOperator(rig.world)
+            while len(recorder) < DEMONSTRATIONS:
+                task = tasks[len(recorder) % len(tasks)].instruction
+                rig.set_scene(task, seed)
+                seed += 1
+                # Two ticks more after success: the end of a movement belongs to it.
+                report = rig.episode(task, OperatorSource(operator), [feed], linger=2)
+                if report.success:
+                    advance()
+            feed.close()
+
+    # ── e, f ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def tune(self) -> None:
+        lesson = Lesson(self.work, self.store, self.story)
+        robot = self.fleet.stations[0]
+        with self.fleet.busy([robot], [task.instruction for task in OLD], pause_s=2.0):
+            self.taught = lesson.tune("hover", self.base, [self.dataset], "expert", steps=350, seed=self.seed)
+        self._keep_curve(self.taught)
+        self.story.say(self.taught.summary())
+
+    def swap(self) -> None:
+        lesson = Lesson(self.work, self.store, self.story)
+        version = lesson.gate(self.taught, [Exam(t, 5, self._scene(4, i)) for i, t in enumerate(NEW)], at_least=0.9)
+        first, *others = self.fleet.stations
+        with self.fleet.busy(others, [task.instruction for task in OLD]):
+            self._episodes(first, QUIET_S)
+            began = now()
+            self.control.stage(version)
+            versions = self._promote_during_episode(first, version)
+            serving = now()
+            self._episodes(first, SETTLE_S)
+        status = self.control.status()["server"]["swap_stall_ms"]
+        before = [a for a in self.fleet.answers if began - QUIET_S <= a.sent_at < began]
+        during = [a for a in self.fleet.answers if began <= a.sent_at]
+        self.found["swap"] = {
+            "stall_ms": round(status["last"], 3),
+            "p99_ms_before": _p99(before),
+            "p99_ms_during": _p99(during),
+        }
+        self.found["tuning"] = {
+            "strategy": "expert",
+            "seconds": round(self.taught.seconds, 2),
+            "steps": self.taught.steps,
+            "episodes": DEMONSTRATIONS,
+            "frames": self.taught.frames,
+            "demo_to_serving_s": round(serving - self.last_demonstration, 2),
+        }
+        self.tuned = version
+        self.story.say(
+            f"one episode was served by {' and then '.join(v[:8] for v in versions)}; {len(during)} requests"
+        )
+        self.story.say(
+            f"the serving thread was held for {status['last']:.3f} ms; p99 {_p99(before):.0f} ms before, "
+            f"{_p99(during):.0f} ms from staging to {SETTLE_S:.0f} s after"
+        )
+
+    def _promote_during_episode(self, station: Station, version: str) -> Sequence[str]:
+        """Make `version` live between two chunks of a running episode; returns the versions that served it."""
+        seed = self._scene(5)
+        with ThreadPoolExecutor(1) as pool:
+            while True:
+                asked = station.asked
+                episode = pool.submit(station.attempt, NEW[1].instruction, seed)
+                while station.asked < asked + 2 and not episode.done():
+                    time.sleep(0.001)
+                self.control.promote(version)
+                self._mark(f"swap to {version[:8]}")
+                if len(versions := episode.result().versions) > 1:
+                    return versions
+                self.control.rollback()  # the episode was over too soon to show it: once more
+                seed += 1
+
+    def _episodes(self, station: Station, seconds: float) -> None:
+        until, seed = now() + seconds, self._scene(6)
+        while now() < until:
+            station.attempt(OLD[seed % len(OLD)].instruction, seed)
+            seed += 1
+
+    # ── without replay, h ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def without_replay(self) -> None:
+        lesson = Lesson(self.work, self.store, self.story)
+        taught = lesson.tune("no replay", self.base, [self.dataset], "expert", steps=350, seed=self.seed, replay=0.0)
+        self._keep_curve(taught)
+        scores = by_verb(lesson.examine(taught, [Exam(task, 25, self._scene(2, i)) for i, task in enumerate(OLD)]))
+        for verb, score in scores.items():
+            self.story.score(f"{PHRASES[verb].format('COLOUR')}, without replay", score, "red")
+        self.found["old_tasks"]["after_without_replay"] = {verb: _counts(score) for verb, score in scores.items()}
+
+    def hard_task(self) -> None:
+        lesson = Lesson(self.work, self.store, self.story)
+        exam = [Exam(HARD, 50, self._scene(7))]
+        before = self._sum(self._examine(exam))
+        self.story.score(f"{HARD.instruction}, before", before, "yellow")
+        folder = self.out / "demonstrations-purple"
+        self._record(folder, [HARD], self._scene(8))
+        head = lesson.tune("purple, head", self.tuned, [folder], "expert", steps=350, seed=self.seed)
+        self._keep_curve(head)
+        head_score = self._sum(lesson.examine(head, exam))
+        self.story.score(f"{HARD.instruction}, head only", head_score, "red")
+        full = lesson.tune("purple, full", self.tuned, [folder], "full", steps=300, seed=self.seed)
+        self._keep_curve(full)
+        self.story.say(full.summary())
+        self.final = lesson.gate(full, [Exam(HARD, 20, self._scene(9))], at_least=0.8)
+        self.control.swap(self.final)
+        self._mark(f"swap to {self.final[:8]}")
+        after = self._sum(self._examine(exam))
+        self.story.score(f"{HARD.instruction}, whole model", after, "green")
+        self.strips.append(self._film(HARD.instruction, self._scene(7), "after"))
+        self.found["hard_task"] = {
+            "name": HARD.instruction,
+            "before": _counts(before),
+            "after_head": _counts(head_score),
+            "after_full": _counts(after),
+        }
+
+    # ── i, j ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def back_and_forward(self) -> None:
+        first, *others = self.fleet.stations
+        with self.fleet.busy(others, [task.instruction for task in OLD]):
+            for direction in ("back", "forward"):
+                self.control.rollback()
+                live = self.control.status()["live"]
+                self._mark(f"{direction} to {live[:8]}")
+                report = first.attempt(OLD[0].instruction, self._scene(10))
+                self.story.say(f"{direction}: version {live[:8]}, and the next episode was served by {report.versions}")
+                assert report.versions == (live,), f"expected {live}, got {report.versions}"
+
+    def onnx(self) -> None:
+        from hotpolicy.launch.onnx_step import serve_onnx
+
+        live = self.control.status()["live"]
+        error = serve_onnx(self, live)
+        score = self._sum(self._examine([Exam(t, 5, self._scene(11, i)) for i, t in enumerate(NEW)]))
+        self.story.score("hover, by ONNX Runtime", score, "green")
+        self.found["onnx"] = {"max_abs_error": error, **_counts(score)}
+
+    # ── results ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def results(self) -> dict[str, Any]:
+        answers = self.fleet.answers
+        failed = sum(answer.error is not None for answer in answers)
+        seen = list(dict.fromkeys(answer.version for answer in answers if answer.version))
+        swap = {"sent": len(answers), "answered": len(answers) - failed, "failed": failed, "versions": seen}
+        self.found["swap"] |= swap
+        return {
+            **self.found,
+            "wall_s": {**self.story.wall_s, "total": self.story.total()},
+            "seed": self.seed,
+            "machine": describe_machine(),
+        }
+
+    def latency(self) -> Latency:
+        answered = [answer for answer in self.fleet.answers if answer.error is None]
+        start = answered[0].sent_at
+        return Latency(
+            [answer.sent_at - start for answer in answered],
+            [answer.ms for answer in answered],
+            [(at - start, label) for at, label in self.moments],
+        )
+
+    def history(self) -> Sequence[Mapping[str, Any]]:
+        return [asdict(change) for change in self.store.history()]
+
+    def _scene(self, part: int, index: int = 0) -> int:
+        """Where the seeds of a part of the demo begin; parts and --seed never share scenes."""
+        return 10_000_000 * (self.seed + 1) + 100_000 * part + 1000 * index
+
+    def _mark(self, label: str) -> None:
+        self.moments.append((now(), label))
+
+    def _keep_curve(self, taught: Taught) -> None:
+        self.curves.append(taught.curve)
+
+    @staticmethod
+    def _sum(scores: Mapping[str, Score]) -> Score:
+        return Score(
+            " / ".join(scores),
+            sum(score.successes for score in scores.values()),
+            sum(score.episodes for score in scores.values()),
+        )
+
+
+def _share(tasks: Sequence[Task], episodes: int) -> list[tuple[Task, int]]:
+    """`episodes` in all, spread over the tasks as evenly as it goes."""
+    return [(task, episodes // len(tasks) + (index < episodes % len(tasks))) for index, task in enumerate(tasks)]
+
+
+def _counts(score: Score) -> dict[str, int]:
+    return {"successes": score.successes, "episodes": score.episodes}
+
+
+def _p99(answers: Sequence[Answer]) -> float:
+    times = [answer.ms for answer in answers if not math.isnan(answer.ms)]
+    return round(float(np.percentile(times, 99)), 2) if times else math.nan
