@@ -16,6 +16,7 @@ from hotpolicy.runtime.errors import BundleError
 from hotpolicy.runtime.messages import Observation, RobotSpec
 
 FILE = "golden.npz"
+IDLE = "hold still"  # an instruction that any tokenizer takes
 ARRAYS = ("images", "state", "tasks", "noise")
 
 
@@ -96,14 +97,14 @@ class Golden:
 
     @classmethod
     def blank(cls, spec: RobotSpec, horizon: int, n: int = 1) -> Golden:
-        """Grey images, joints in mid-range, no words: for warming up, and for a version that brings no golden file."""
+        """Grey images, joints in mid-range, an idle instruction: for warming up, and for a version without its own."""
         if len({(camera.height, camera.width) for camera in spec.cameras}) > 1:
             raise BundleError(f"{FILE}: cameras of different sizes do not fit one array")
         height, width = (spec.cameras[0].height, spec.cameras[0].width) if spec.cameras else (1, 1)
         middle = np.array([(joint.low + joint.high) / 2 for joint in spec.joints], np.float32)
         noise = np.random.default_rng(0).standard_normal((n, horizon, len(spec.joints)), np.float32)
         images = np.full((n, len(spec.cameras), height, width, 3), 128, np.uint8)
-        return cls(images, np.tile(middle, (n, 1)), np.array([""] * n, "U1"), noise)
+        return cls(images, np.tile(middle, (n, 1)), np.array([IDLE] * n), noise)
 
 
 def _expect(array: np.ndarray, name: str, right: bool, expected: str) -> None:

@@ -23,8 +23,9 @@ from hotpolicy.robots.sim.scene import IMAGE_SIZE, SUBSTEPS, TIMESTEP
 from hotpolicy.robots.sim.servos import VirtualBus
 from hotpolicy.robots.sim.tasks import Task
 from hotpolicy.robots.sim.world import World
+from hotpolicy.runtime import endpoint
 from hotpolicy.runtime.clock import now
-from hotpolicy.runtime.errors import BadRequest, BusBusy, HotpolicyError
+from hotpolicy.runtime.errors import BadRequest, ConfigError, HotpolicyError
 
 MAX_MESSAGE = 4096  # bytes; a question to the world is a few words
 
@@ -59,10 +60,11 @@ class VirtualArm:
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
         try:
-            self._socket.bind(config.world)
-        except zmq.ZMQError as error:
+            self._lock = endpoint.bind(self._socket, "world", endpoint.check("world", config.world))
+        except ConfigError:
+            self._socket.close()
             self.port.close()
-            raise BusBusy(f"world socket {config.world}: {error.strerror}; is another virtual arm running?") from error
+            raise
         self._running = True
         self._clock = now()  # where physics has got to, when running by the clock
         self._substeps = 0
@@ -84,6 +86,8 @@ class VirtualArm:
         finally:
             self._socket.close()
             self.port.close()
+            if self._lock is not None:
+                self._lock.release()
 
     def stop(self) -> None:
         self._running = False

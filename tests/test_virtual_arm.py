@@ -1,0 +1,154 @@
+"""The virtual arm's own process: driven over pyserial by the real driver, reset and judged over the world socket."""
+
+import signal
+
+import numpy as np
+import pytest
+import zmq
+
+from hotpolicy.launch.processes import Child
+from hotpolicy.launch.rig import Rig, virtual_profile
+from hotpolicy.robots.sim.kinematics import MAX_STEP
+from hotpolicy.robots.sim.tasks import Task
+from hotpolicy.robots.sources import OperatorSource, Wish
+from hotpolicy.robots.teleop.scripted import ScriptedOperator
+from hotpolicy.runtime.clock import Rate
+from hotpolicy.runtime.errors import BadRequest, BusLost, CameraLost, ConfigError
+
+
+def start(folder, *more: str) -> Child:
+    profile = virtual_profile(folder, 0, "ipc:///nowhere", "ipc:///nowhere.control")
+    child = Child(
+        "virtual arm", ["virtual-arm", "--port-link", profile.port, "--world", profile.world, *more], folder / "log"
+    )
+    child.wait_ready()
+    return child
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("v")
+
+
+@pytest.fixture(scope="module")
+def rig(folder):
+    with start(folder), Rig.open(virtual_profile(folder, 0, "ipc:///nowhere", "ipc:///nowhere.control")) as rig:
+        rig.arm.torque(True)
+        yield rig
+
+
+def test_the_script_lifts_a_cube_through_the_serial_port(rig):
+    wins = 0
+    for seed in range(4):
+        task = Task("lift", ("red", "blue")[seed % 2]).instruction
+        rig.set_scene(task, 40 + seed)
+        report = rig.episode(task, OperatorSource(ScriptedOperator(rig.world)))
+        wins += bool(report.success)
+        assert report.held == 0
+        assert report.versions == ()
+    assert wins >= 3
+
+
+def test_what_is_sent_is_where_it_goes(rig):
+    rig.set_scene("touch the red cube", 1)
+    start = rig.arm.read().positions
+    goal = start + np.array([5, -3, 4, 2, 6, 10], np.float32)
+    for _ in range(6):
+        rig.arm.send(goal)
+        rig.pacer.wait()
+    np.testing.assert_allclose(rig.arm.read().positions, goal, atol=1.5)
+
+
+def test_limits_stand_between_a_wish_and_the_arm(rig):
+    rig.set_scene("touch the red cube", 1)
+    start = rig.arm.read().positions
+    sent = rig.arm.send(start + 500)
+    assert (sent - start <= MAX_STEP + 0.2).all()
+
+
+def test_the_same_seed_is_the_same_episode(rig):
+    def watch() -> list[float]:
+        rig.set_scene("hover over the green cube", 77)
+        seen = []
+
+        class Recording(OperatorSource):
+            def act(self, observation) -> Wish | None:
+                seen.extend([*observation.state.tolist(), float(observation.images["front"].sum())])
+                return super().act(observation)
+
+        rig.episode("hover over the green cube", Recording(ScriptedOperator(rig.world)))
+        return seen
+
+    assert watch() == watch()
+
+
+@pytest.mark.parametrize(
+    "rubbish", [b"", b"\xff\xff\xff", b"\x93\x01\x02\x03", b"\x81\xa2do\xa3fly", b"\x81\xa2do\xa5reset"]
+)
+def test_rubbish_on_the_world_socket_is_answered_and_harms_nobody(rig, rubbish):
+    import msgpack
+
+    socket = zmq.Context.instance().socket(zmq.REQ)
+    socket.linger, socket.rcvtimeo = 0, 5000
+    socket.connect(rig.profile.world)
+    socket.send(rubbish)
+    assert msgpack.unpackb(socket.recv())["code"] == "bad_request"
+    socket.close()
+    assert rig.world.look().image.shape == (64, 64, 3)
+
+
+def test_an_unknown_task_is_refused_by_name(rig):
+    with pytest.raises(BadRequest, match="expected a verb of touch"):
+        rig.set_scene("juggle the red cube", 0)
+
+
+def test_a_second_arm_on_the_same_sockets_is_one_clear_line(rig, folder):
+    arguments = ["virtual-arm", "--port-link", str(folder / "other"), "--world", rig.profile.world]
+    second = Child("second arm", arguments, folder / "second.log")
+    assert second.wait(30) == 2
+    words = (folder / "second.log").read_text().strip().splitlines()
+    assert len(words) == 1
+    assert "world" in words[0]
+    second.stop()
+    rig.set_scene("touch the red cube", 1)  # the first one goes on
+
+
+def test_by_the_clock(tmp_path):
+    with start(tmp_path, "--realtime"), Rig.open(virtual_profile(tmp_path, 0, "ipc:///x", "ipc:///x.c")) as rig:
+        rig.arm.torque(True)
+        assert isinstance(rig.pacer, Rate)
+        rig.set_scene("touch the red cube", 5)
+        with pytest.raises(BadRequest, match="runs by the clock"):
+            rig.world.tick()
+        report = rig.episode("touch the red cube", OperatorSource(ScriptedOperator(rig.world)), longest_s=6.0)
+        assert report.success
+        assert report.ticks >= 3
+
+
+def test_the_arm_dies_and_the_driver_says_so(tmp_path):
+    child = start(tmp_path)
+    rig = Rig.open(virtual_profile(tmp_path, 0, "ipc:///x", "ipc:///x.c"))
+    child.process.send_signal(signal.SIGKILL)
+    child.stop()
+    with pytest.raises(BusLost):
+        rig.arm.read()
+    rig.world._timeout_s = 0.2
+    rig.world._socket.rcvtimeo = 200
+    with pytest.raises(CameraLost, match="did not answer"):
+        rig.world.look()
+    rig.close()
+
+
+def test_sigterm_ends_it_cleanly(tmp_path):
+    child = start(tmp_path)
+    child.process.terminate()
+    assert child.wait(10) == 0
+    assert not (tmp_path / "arm0").is_symlink()
+    child.stop()
+
+
+def test_a_child_that_fails_leaves_its_last_words(tmp_path):
+    child = Child("virtual arm", ["virtual-arm", "--robot", "nobody"], tmp_path / "log")
+    with pytest.raises(ConfigError, match="nobody"):
+        child.wait_ready()
+    child.stop()
