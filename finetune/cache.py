@@ -1,0 +1,65 @@
+"""Where a training step gets its prefixes: computed anew, or, while what makes them is frozen, once per frame."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hotpolicy.finetune.frames import Frames
+from hotpolicy.runtime.model.pi0 import Pi0, Pi0Config, Prefix
+
+AT_ONCE = 64  # frames
+
+
+class Prefixes(Protocol):
+    def take(self, rows: Tensor) -> Prefix: ...  # rows (batch,) int64
+
+
+class ComputedPrefixes:
+    """The model reads each frame whenever it is asked for; gradients flow where its parameters want them."""
+
+    def __init__(self, model: Pi0, frames: Frames):
+        self.model, self.frames = model, frames
+
+    def take(self, rows: Tensor) -> Prefix:
+        return self.frames.prefix(self.model, rows)
+
+
+class CachedPrefixes:
+    """K/V of every frame in memory, in the model's own precision: exactly what the model would compute again.
+
+    A frame is one row, so that a batch is gathered in one move."""
+
+    def __init__(self, model: Pi0, frames: Frames):
+        self._mask = torch.empty(len(frames), 0, dtype=torch.bool)
+        self._stored = torch.empty(0)
+        with torch.no_grad():
+            for start in range(0, len(frames), AT_ONCE):
+                rows = torch.arange(start, min(start + AT_ONCE, len(frames)))
+                self._store(rows, frames.prefix(model, rows), len(frames))
+
+    @property
+    def bytes(self) -> int:
+        return self._stored.numel() * self._stored.element_size()
+
+    def take(self, rows: Tensor) -> Prefix:
+        keys, values = self._stored[rows].unbind(1)
+        return Prefix(keys.unbind(1), values.unbind(1), self._mask[rows])
+
+    def _store(self, rows: Tensor, prefix: Prefix, total: int) -> None:
+        # (batch, 2, layers, kv_heads, tokens, head_dim)
+        part = torch.stack([torch.stack(prefix.keys, 1), torch.stack(prefix.values, 1)], 1)
+        if not len(self._stored):
+            self._stored = part.new_empty((total, *part.shape[1:]))
+            self._mask = prefix.mask.new_empty((total, prefix.mask.shape[1]))
+        self._stored[rows], self._mask[rows] = part, prefix.mask
+
+
+def cache_bytes(config: Pi0Config, frames: Frames) -> int:
+    """What `CachedPrefixes` of these frames will take, in fp32."""
+    cameras, words = frames.images.shape[1], frames.tokens.shape[1]
+    tokens = cameras * config.vision.tokens + words
+    language = config.language
+    return len(frames) * 2 * language.layers * language.kv_heads * tokens * language.head_dim * 4

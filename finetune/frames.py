@@ -1,0 +1,58 @@
+"""Samples as the model sees them: encoded once by the parent's own transforms, then picked by row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hotpolicy.finetune.samples import Samples
+from hotpolicy.runtime.errors import DatasetError
+from hotpolicy.runtime.model.pi0 import Pi0, Prefix
+from hotpolicy.runtime.transforms import Transforms
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    images: Tensor  # (n, cameras, height, width, 3) uint8
+    tokens: Tensor  # (n, length) int64
+    token_mask: Tensor  # (n, length) bool
+    state: Tensor  # (n, joints) float32, normalised
+    actions: Tensor  # (n, horizon, joints) float32, normalised: what the flow must arrive at
+    tasks: tuple[str, ...]  # (n,)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    @classmethod
+    def encode(cls, samples: Samples, transforms: Transforms) -> Frames:
+        """Raises DatasetError for samples of another horizon or number of joints, or that are not finite."""
+        expected = (transforms.horizon, transforms.joints)
+        if samples.actions.shape[1:] != expected:
+            raise DatasetError(f"samples: actions: expected {expected} each, got {samples.actions.shape[1:]}")
+        if not (np.isfinite(samples.state).all() and np.isfinite(samples.actions).all()):
+            raise DatasetError("samples: expected finite states and actions, got NaN or infinity")
+        words = {name: transforms.tokenizer.encode(name) for name in samples.task_names()}
+        tasks = tuple(str(task) for task in samples.tasks)
+        return cls(
+            images=torch.from_numpy(np.ascontiguousarray(samples.images)),
+            tokens=torch.from_numpy(np.stack([words[task][0] for task in tasks])),
+            token_mask=torch.from_numpy(np.stack([words[task][1] for task in tasks])),
+            state=torch.from_numpy(transforms.state.forward(samples.state)),
+            actions=torch.from_numpy(transforms.encode_actions(samples.actions, samples.state)),
+            tasks=tasks,
+        )
+
+    def prefix(self, model: Pi0, rows: Tensor) -> Prefix:
+        images = self.images[rows]
+        seen = torch.ones(images.shape[:2], dtype=torch.bool)
+        return model.prefix(images, seen, self.tokens[rows], self.token_mask[rows])
+
+
+def concatenate(parts: Sequence[Frames]) -> Frames:
+    tensors = ("images", "tokens", "token_mask", "state", "actions")
+    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in tensors}
+    return Frames(**joined, tasks=tuple(task for part in parts for task in part.tasks))

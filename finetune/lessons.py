@@ -1,0 +1,95 @@
+"""What one tuning run learns from and is watched on: new demonstrations, old tasks, and held-out parts of both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hotpolicy.finetune.dataset import Dataset
+from hotpolicy.finetune.replay import rehearsal_of
+from hotpolicy.finetune.samples import Samples, join, of_dataset
+from hotpolicy.runtime.bundle import Bundle
+from hotpolicy.runtime.errors import DatasetError
+from hotpolicy.runtime.messages import RobotSpec
+from hotpolicy.runtime.transforms import Transforms
+
+EVERY = 10  # of the frames of each task in a rehearsal set, one in so many is held out
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A dataset as it was when it was read, for the provenance of what is learned from it."""
+
+    root: str
+    digest: str
+    episodes: tuple[int, ...]  # trained on
+    held_out: tuple[int, ...]
+    failed: int  # episodes left out because they were judged a failure
+
+
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    new: Samples
+    old: Samples | None = None  # replayed, so that it is not forgotten
+    new_held_out: Samples | None = None
+    old_held_out: Samples | None = None
+    sources: tuple[Source, ...] = ()
+
+
+def gather(
+    chain: Sequence[Bundle],
+    datasets: Sequence[Path],
+    replayed: Sequence[Path] = (),
+    held_out: float = 0.15,
+    seed: int = 0,
+) -> Lessons:
+    """Read new demonstrations and what the version at the end of `chain` rehearses, with sealed datasets of older
+    tasks beside it. Episodes judged a failure are not learned from. Raises DatasetError, BundleError."""
+    spec, transforms = chain[-1].manifest.spec, Transforms.from_dict(chain[-1].manifest.transforms)
+    new = [_read(root, spec, transforms, held_out, seed) for root in datasets]
+    old = [_read(root, spec, transforms, held_out, seed) for root in replayed]
+    trained = _joined([train for train, _, _ in new])
+    if trained is None:
+        raise DatasetError("datasets: expected at least one episode to learn from, got none")
+    rehearsal = rehearsal_of(chain)
+    if rehearsal and rehearsal.actions.shape[1] != transforms.horizon:
+        raise DatasetError(f"rehearsal: expected {transforms.horizon} actions, got {rehearsal.actions.shape[1]}")
+    kept, watched = split_frames(rehearsal) if rehearsal else (None, None)
+    return Lessons(
+        new=trained,
+        old=_joined([kept, *(train for train, _, _ in old)]),
+        new_held_out=_joined([held for _, held, _ in new]),
+        old_held_out=_joined([watched, *(held for _, held, _ in old)]),
+        sources=tuple(source for _, _, source in (*new, *old)),
+    )
+
+
+def split_frames(samples: Samples) -> tuple[Samples, Samples | None]:
+    """A rehearsal set has no episodes: hold out every tenth frame of each task."""
+    held = np.zeros(len(samples), bool)
+    for name in samples.task_names():
+        held[np.flatnonzero(samples.tasks == name)[EVERY - 1 :: EVERY]] = True
+    return samples.pick(~held), samples.pick(held) if held.any() else None
+
+
+def _read(
+    root: Path, spec: RobotSpec, transforms: Transforms, held_out: float, seed: int
+) -> tuple[Samples | None, Samples | None, Source]:
+    dataset = Dataset.open(root)
+    failed = {info.index for info in dataset.episodes if info.success is False}
+    split = dataset.split(held_out, seed)
+    train = tuple(index for index in split.train if index not in failed)
+    held = tuple(index for index in split.held_out if index not in failed)
+
+    def samples(episodes: tuple[int, ...]) -> Samples | None:
+        return of_dataset(dataset, episodes, spec, transforms.cameras, transforms.horizon)
+
+    return samples(train), samples(held), Source(str(root), dataset.digest, train, held, len(failed))
+
+
+def _joined(parts: Sequence[Samples | None]) -> Samples | None:
+    present = [part for part in parts if part is not None]
+    return join(present) if present else None

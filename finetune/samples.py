@@ -1,0 +1,91 @@
+"""Training samples as a robot recorded them: what was seen, and the next actions that a demonstrator chose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hotpolicy.runtime.errors import DatasetError
+from hotpolicy.runtime.messages import RobotSpec
+
+if TYPE_CHECKING:
+    from hotpolicy.finetune.dataset import Dataset
+    from hotpolicy.finetune.episodes import Episode
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """One row per frame; all arrays share the first axis. Units are the robot's: nothing is normalised yet."""
+
+    images: np.ndarray  # (n, cameras, height, width, 3) uint8 RGB, cameras in the transforms' order
+    state: np.ndarray  # (n, joints) float32
+    actions: np.ndarray  # (n, horizon, joints) float32, absolute targets
+    tasks: np.ndarray  # (n,) fixed-width unicode: instructions
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+    def pick(self, rows: np.ndarray) -> Samples:
+        return Samples(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def task_names(self) -> tuple[str, ...]:
+        return tuple(str(task) for task in np.unique(self.tasks))
+
+    def spread(self, limit: int) -> Samples:
+        """At most `limit` rows, shared evenly among the tasks, evenly spaced within each."""
+        if len(self) <= limit:
+            return self
+        names = self.task_names()
+        shares = [np.flatnonzero(self.tasks == name) for name in names]
+        each = max(1, limit // len(names))
+        chosen = [rows[np.linspace(0, len(rows) - 1, min(each, len(rows))).astype(int)] for rows in shares]
+        return self.pick(np.sort(np.concatenate(chosen)))
+
+
+def join(parts: Sequence[Samples]) -> Samples:
+    """Raises DatasetError when the parts are not of one robot: other cameras, image sizes, joints or horizon."""
+    first = parts[0]
+    for part in parts[1:]:
+        for name in ("images", "state", "actions"):
+            expected, got = getattr(first, name).shape[1:], getattr(part, name).shape[1:]
+            if expected != got:
+                raise DatasetError(f"samples: {name}: expected {expected} in every part, got {got}")
+    return Samples(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(first)))
+
+
+def of_episode(episode: Episode, cameras: Sequence[str], horizon: int) -> Samples:
+    """Every frame with the next `horizon` actions; past the end the last action is repeated."""
+    n = len(episode)
+    ahead = np.minimum(np.arange(n)[:, None] + np.arange(horizon), n - 1)
+    return Samples(
+        images=np.stack([episode.images[name] for name in cameras], axis=1),
+        state=np.asarray(episode.state, np.float32),
+        actions=np.asarray(episode.action, np.float32)[ahead],
+        tasks=np.array([episode.task] * n),
+    )
+
+
+def of_dataset(
+    dataset: Dataset, episodes: Sequence[int], spec: RobotSpec, cameras: Sequence[str], horizon: int
+) -> Samples | None:
+    """The samples of some episodes; None when there are no episodes. Raises DatasetError when the dataset is not
+    of this robot, naming what differs."""
+    _check_robot(dataset, spec, cameras)
+    parts = [of_episode(dataset.episode(index, cameras), cameras, horizon) for index in episodes]
+    return join(parts) if parts else None
+
+
+def _check_robot(dataset: Dataset, spec: RobotSpec, cameras: Sequence[str]) -> None:
+    wanted = tuple(joint.name for joint in spec.joints)
+    if dataset.joints != wanted:
+        raise DatasetError(f"{dataset.root}: joints: expected {', '.join(wanted)}, got {', '.join(dataset.joints)}")
+    if abs(dataset.rate_hz - spec.rate_hz) > 0.01 * spec.rate_hz:
+        raise DatasetError(f"{dataset.root}: rate: expected {spec.rate_hz:g} Hz, got {dataset.rate_hz:g} Hz")
+    have = {camera.name: camera for camera in dataset.cameras}
+    need = {camera.name: camera for camera in spec.cameras}
+    for name in cameras:
+        if have.get(name) != need.get(name):
+            raise DatasetError(f"{dataset.root}: camera {name}: expected {need.get(name)}, got {have.get(name)}")
