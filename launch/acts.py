@@ -18,7 +18,7 @@ from hotpolicy.finetune.recorder import Recorder
 from hotpolicy.launch.charts import Curve, Latency
 from hotpolicy.launch.film import Film
 from hotpolicy.launch.fleet import Answer, Exam, Fleet, Station, by_verb
-from hotpolicy.launch.lesson import Lesson, Taught
+from hotpolicy.launch.lesson import Lesson
 from hotpolicy.launch.machine import describe_machine
 from hotpolicy.launch.nano import SHIPPED, VERBS
 from hotpolicy.launch.processes import Child
@@ -31,6 +31,7 @@ from hotpolicy.robots.sources import OperatorSource
 from hotpolicy.robots.teleop.scripted import ScriptedOperator
 from hotpolicy.runtime.client import ControlClient
 from hotpolicy.runtime.clock import now
+from hotpolicy.runtime.errors import SwapRefused
 from hotpolicy.runtime.store import Store
 
 ARMS = 4
@@ -38,6 +39,7 @@ DEMONSTRATIONS = 24
 NEW = [Task("hover", colour) for colour in KNOWN_COLOURS]
 HARD = Task("touch", "purple")
 OLD = [Task(verb, colour) for verb in VERBS for colour in KNOWN_COLOURS]
+HEAD_STEPS, FULL_STEPS = 350, 300
 QUIET_S = 4.0  # of load before the swap, to compare with
 SETTLE_S = 2.0  # of load after it
 
@@ -147,16 +149,18 @@ class Play:
     # ── e, f ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def tune(self) -> None:
-        lesson = Lesson(self.work, self.store, self.story)
+        self.lesson = self._lesson()
         robot = self.fleet.stations[0]
         with self.fleet.busy([robot], [task.instruction for task in OLD], pause_s=2.0):
-            self.taught = lesson.tune("hover", self.base, [self.dataset], "expert", steps=350, seed=self.seed)
-        self._keep_curve(self.taught)
-        self.story.say(self.taught.summary())
+            self.lesson.start(
+                "hover", self.base, self.dataset, "expert", steps=HEAD_STEPS, seed=self.seed, threads=2, success=0.9
+            )
+
+    def _lesson(self) -> Lesson:
+        return Lesson(self.work, self.store, self.story)
 
     def swap(self) -> None:
-        lesson = Lesson(self.work, self.store, self.story)
-        version = lesson.gate(self.taught, [Exam(t, 5, self._scene(4, i)) for i, t in enumerate(NEW)], at_least=0.9)
+        version = self._passed(self.lesson)
         first, *others = self.fleet.stations
         with self.fleet.busy(others, [task.instruction for task in OLD]):
             self._episodes(first, QUIET_S)
@@ -175,10 +179,10 @@ class Play:
         }
         self.found["tuning"] = {
             "strategy": "expert",
-            "seconds": round(self.taught.seconds, 2),
-            "steps": self.taught.steps,
+            "seconds": round(self.lesson.taught.seconds, 2),
+            "steps": self.lesson.taught.steps,
             "episodes": DEMONSTRATIONS,
-            "frames": self.taught.frames,
+            "frames": self.lesson.taught.frames,
             "demo_to_serving_s": round(serving - self.last_demonstration, 2),
         }
         self.tuned = version
@@ -215,33 +219,41 @@ class Play:
     # ── without replay, h ─────────────────────────────────────────────────────────────────────────────────────────
 
     def without_replay(self) -> None:
-        lesson = Lesson(self.work, self.store, self.story)
-        taught = lesson.tune("no replay", self.base, [self.dataset], "expert", steps=350, seed=self.seed, replay=0.0)
-        self._keep_curve(taught)
-        scores = by_verb(lesson.examine(taught, [Exam(task, 25, self._scene(2, i)) for i, task in enumerate(OLD)]))
+        lesson = self._lesson()
+        lesson.start(
+            "hover, no replay", self.base, self.dataset, "expert",
+            steps=HEAD_STEPS, seed=self.seed, threads=2, replay=0.0, trials=0,
+        )  # fmt: skip
+        self.curves.append(lesson.finish().curve)
+        scores = by_verb(lesson.examine([Exam(task, 25, self._scene(2, i)) for i, task in enumerate(OLD)]))
         for verb, score in scores.items():
-            self.story.score(f"{PHRASES[verb].format('COLOUR')}, without replay", score, "red")
+            self.story.score(f"{PHRASES[verb].format('COLOUR')}, no replay", score, "red")
         self.found["old_tasks"]["after_without_replay"] = {verb: _counts(score) for verb, score in scores.items()}
 
     def hard_task(self) -> None:
-        lesson = Lesson(self.work, self.store, self.story)
         exam = [Exam(HARD, 50, self._scene(7))]
         before = self._sum(self._examine(exam))
         self.story.score(f"{HARD.instruction}, before", before, "yellow")
+        self.strips.append(self._film(HARD.instruction, self._scene(7), "before"))
         folder = self.out / "demonstrations-purple"
         self._record(folder, [HARD], self._scene(8))
-        head = lesson.tune("purple, head", self.tuned, [folder], "expert", steps=350, seed=self.seed)
-        self._keep_curve(head)
-        head_score = self._sum(lesson.examine(head, exam))
+        head = self._lesson()
+        head.start("purple, head only", self.tuned, folder, "expert", steps=HEAD_STEPS, seed=self.seed, threads=2)
+        self.curves.append(head.finish().curve)
+        if not head.taught.passed:
+            self.story.say(f"refused by the gate: {'; '.join(head.taught.reasons)}")
+        head_score = self._sum(head.examine(exam))
         self.story.score(f"{HARD.instruction}, head only", head_score, "red")
-        full = lesson.tune("purple, full", self.tuned, [folder], "full", steps=300, seed=self.seed)
-        self._keep_curve(full)
-        self.story.say(full.summary())
-        self.final = lesson.gate(full, [Exam(HARD, 20, self._scene(9))], at_least=0.8)
-        self.control.swap(self.final)
-        self._mark(f"swap to {self.final[:8]}")
+        full = self._lesson()
+        full.start("purple, whole model", self.tuned, folder, "full", steps=FULL_STEPS, seed=self.seed, threads=2)
+        self.control.swap(version := self._passed(full))
+        self._mark(f"swap to {version[:8]}")
         after = self._sum(self._examine(exam))
         self.story.score(f"{HARD.instruction}, whole model", after, "green")
+        for verb, score in by_verb(
+            self._examine([Exam(task, 5, self._scene(2, i)) for i, task in enumerate(OLD)])
+        ).items():
+            self.story.score(f"{PHRASES[verb].format('COLOUR')}, known before", score)
         self.strips.append(self._film(HARD.instruction, self._scene(7), "after"))
         self.found["hard_task"] = {
             "name": HARD.instruction,
@@ -249,6 +261,15 @@ class Play:
             "after_head": _counts(head_score),
             "after_full": _counts(after),
         }
+
+    def _passed(self, lesson: Lesson) -> str:
+        """Wait for the gate's word; the version that passed. Raises SwapRefused with the gate's reasons."""
+        taught = lesson.finish()
+        self.curves.append(taught.curve)
+        if not taught.passed:
+            raise SwapRefused(f"{taught.name}: refused by the gate: {'; '.join(taught.reasons)}")
+        self.story.say(f"gate: passed, sealed as {taught.version[:8]}, a delta on what it was tuned from")
+        return taught.version
 
     # ── i, j ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -264,10 +285,15 @@ class Play:
                 assert report.versions == (live,), f"expected {live}, got {report.versions}"
 
     def onnx(self) -> None:
-        from hotpolicy.launch.onnx_step import serve_onnx
+        from hotpolicy.runtime.export import export
 
         live = self.control.status()["live"]
-        error = serve_onnx(self, live)
+        shutil.rmtree(self.out / "onnx", ignore_errors=True)
+        error = float(export(self.store.chain(live), self.out / "onnx").certificate["max_abs_error"])
+        self.story.say(f"version {live[:8]} in {self.out / 'onnx'}: at most {error:.1e} from torch, normalised units")
+        self.server.stop()
+        self.server = self._serve("onnx")  # on the same socket; the arms' clients find it again by themselves
+        self.server.wait_ready()
         score = self._sum(self._examine([Exam(t, 5, self._scene(11, i)) for i, t in enumerate(NEW)]))
         self.story.score("hover, by ONNX Runtime", score, "green")
         self.found["onnx"] = {"max_abs_error": error, **_counts(score)}
@@ -305,9 +331,6 @@ class Play:
 
     def _mark(self, label: str) -> None:
         self.moments.append((now(), label))
-
-    def _keep_curve(self, taught: Taught) -> None:
-        self.curves.append(taught.curve)
 
     @staticmethod
     def _sum(scores: Mapping[str, Score]) -> Score:

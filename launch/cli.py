@@ -15,6 +15,8 @@ try:
 except ModuleNotFoundError as error:  # the thin install of a robot client has no command line
     raise SystemExit(f"hotpolicy: the command line needs {error.name}: pip install 'hotpolicy[cli]'") from error
 
+from hotpolicy.launch.demo import demo
+from hotpolicy.launch.finetune import finetune
 from hotpolicy.launch.pretrain import pretrain_nano
 from hotpolicy.launch.record import record
 from hotpolicy.launch.run import run
@@ -52,6 +54,7 @@ VERBS = (
     serve,
     run,
     record,
+    finetune,
     versions,
     swap,
     rollback,
@@ -59,6 +62,7 @@ VERBS = (
     history,
     add,
     virtual_arm,
+    demo,
     pretrain_nano,
 )
 for verb in VERBS:

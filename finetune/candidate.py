@@ -1,0 +1,69 @@
+"""From a finished tuning run to a sealed delta: what changed, where it came from, and what it should rehearse next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hotpolicy.finetune.gate import GateVerdict
+from hotpolicy.finetune.lessons import Lessons
+from hotpolicy.finetune.replay import FILE, extend, rehearsal_bytes
+from hotpolicy.finetune.settings import TuneConfig
+from hotpolicy.finetune.trainer import Outcome
+from hotpolicy.runtime.bundle import Bundle, seal
+from hotpolicy.runtime.chain import resolve
+
+REHEARSED = 60  # frames of each new task that later runs will replay
+
+
+def seal_candidate(
+    folder: Path,
+    chain: Sequence[Bundle],
+    outcome: Outcome,
+    lessons: Lessons,
+    config: TuneConfig,
+    verdict: GateVerdict | None = None,
+) -> Bundle:
+    """Seal a delta on the version at the end of `chain` into `folder/<id>`. Only tensors that really changed go in.
+    Raises BundleError for weights that are not finite."""
+    parent = chain[-1]
+    return seal(
+        folder,
+        kind="delta",
+        parent=parent.id,
+        model=parent.manifest.model,
+        tensors=changed_tensors(chain, outcome),
+        spec=parent.manifest.spec,
+        transforms=parent.manifest.transforms,
+        provenance=_provenance(outcome, lessons, config),
+        verdict=verdict.to_dict() if verdict else None,
+        files={FILE: rehearsal_bytes(extend(lessons.old, lessons.new, REHEARSED))},
+    )
+
+
+def changed_tensors(chain: Sequence[Bundle], outcome: Outcome) -> dict[str, np.ndarray]:
+    before = resolve(chain)
+    after = {name: tensor.detach().numpy() for name, tensor in outcome.model.named_parameters()}
+    return {name: after[name] for name in outcome.learned if not np.array_equal(before[name], after[name])}
+
+
+def _provenance(outcome: Outcome, lessons: Lessons, config: TuneConfig) -> Mapping[str, Any]:
+    return {
+        "made_by": "hotpolicy finetune",
+        "strategy": config.strategy,
+        "config": config.to_dict(),
+        "datasets": [{**asdict(source), "root": Path(source.root).name} for source in lessons.sources],
+        "frames": len(lessons.new),
+        "replayed_frames": len(lessons.old) if lessons.old is not None and config.replay > 0 else 0,
+        "steps": outcome.steps,
+        "weights_of_step": outcome.step,
+        "chosen_by": outcome.chosen_by,
+        "stopped": outcome.stopped,
+        "seconds": round(outcome.seconds, 2),
+        "notes": list(outcome.notes),
+        "curves": outcome.curves.to_dict(),
+    }
