@@ -53,6 +53,13 @@ class Controlling(Protocol):
     in_control: bool
 
 
+@runtime_checkable
+class Beginning(Protocol):
+    """An operator who must know that an episode begins, so that nothing of the last one moves the arm in this one."""
+
+    def begin(self, task: str) -> None: ...
+
+
 class OperatorSource:
     """A person or a script acts."""
 
@@ -60,7 +67,7 @@ class OperatorSource:
         self.operator = operator
 
     def begin(self, task: str) -> None:
-        pass
+        _begin(self.operator, task)
 
     def act(self, observation: Observation) -> Wish | None:
         action = self.operator.act(observation)
@@ -151,6 +158,7 @@ class SharedSource:
 
     def begin(self, task: str) -> None:
         self._task, self._human = task, False
+        _begin(self.operator, task)
         self.policy.begin(task)
 
     def act(self, observation: Observation) -> Wish | None:
@@ -165,3 +173,8 @@ class SharedSource:
 
     def decision(self) -> Decision:
         return self.operator.decision if isinstance(self.operator, Deciding) else "done"
+
+
+def _begin(operator: Operator, task: str) -> None:
+    if isinstance(operator, Beginning):
+        operator.begin(task)
