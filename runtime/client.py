@@ -100,13 +100,11 @@ class Connection:
 
     def _receive(self, deadline: Deadline) -> Message | None:
         """The next message: {} when it was garbage, None once the deadline has passed without one."""
-        while True:
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
-                break
-            except zmq.Again:
-                if not self._socket.poll(_milliseconds(deadline)) and deadline.passed():
-                    return None
+        self._socket.set(zmq.RCVTIMEO, _milliseconds(deadline))
+        try:
+            frames = self._socket.recv_multipart(copy=False)
+        except zmq.Again:
+            return None
         try:
             message = wire.decode([frame.buffer for frame in frames], fault=BadReply)
             fields = envelope.Fields(message, BadReply)

@@ -10,7 +10,6 @@ Rule 2: whatever the bytes, decoding ends in a message or in one fault that name
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,7 +105,7 @@ def decode(frames: Sequence[Buffer], caps: Caps = CAPS, fault: type[HotpolicyErr
     if header.get("v") != VERSION:
         raise fault(f"v: expected {VERSION}, got {_short(header.get('v'))}")
     reader = _Reader(frames, caps, fault)
-    reader.walk(header, "", 1)
+    reader.walk(header, (), 1)
     if reader.unread:
         raise fault(f"frames: expected each to belong to one array, but {len(reader.unread)} belong to none")
     return header
@@ -143,64 +142,88 @@ def _header(frames: Sequence[Buffer], caps: Caps, fault: type[HotpolicyError]) -
     return header
 
 
+_Path = tuple[Any, ...]  # (the path of the map or list it is in, its key or index there); () for the header
+
+
 class _Reader:
-    """Walks a header in place: arrays for their stand-ins, and no value of a kind or depth we did not ask for."""
+    """Walks a header in place: arrays for their stand-ins, and no value of a kind or depth we did not ask for.
+
+    A path is only spelled out for a fault: on the way it is a chain of tuples, which cost nothing.
+    """
+
+    __slots__ = ("caps", "fault", "frames", "unread")
 
     def __init__(self, frames: Sequence[Buffer], caps: Caps, fault: type[HotpolicyError]):
         self.frames, self.caps, self.fault = frames, caps, fault
         self.unread = set(range(1, len(frames)))
 
-    def walk(self, value: Any, path: str, depth: int) -> Any:
+    def walk(self, value: Any, path: _Path, depth: int) -> Any:
         if depth > self.caps.depth:
-            raise self.fault(f"{path[:80]}: expected at most {self.caps.depth} levels")
+            raise self._wrong(path, f"at most {self.caps.depth} levels")
         if type(value) is dict:
             if ARRAY in value:
                 return self._array(value, path)
             for key, item in value.items():
                 if type(key) is not str:
-                    raise self.fault(f"{path or 'header'}: expected text as keys, got {type(key).__name__}")
+                    raise self._wrong(path, f"text as keys, got {type(key).__name__}")
                 if type(item) not in _SCALARS:
-                    value[key] = self.walk(item, f"{path}.{_short(key)}" if path else _short(key), depth + 1)
+                    value[key] = self.walk(item, (path, key), depth + 1)
         elif type(value) is list:
             for index, item in enumerate(value):
                 if type(item) not in _SCALARS:
-                    value[index] = self.walk(item, f"{path}[{index}]", depth + 1)
+                    value[index] = self.walk(item, (path, index), depth + 1)
         else:  # a msgpack extension type
-            raise self.fault(f"{path}: expected plain msgpack, got {type(value).__name__}")
+            raise self._wrong(path, f"plain msgpack, got {type(value).__name__}")
         return value
 
-    def _array(self, stand_in: dict[Any, Any], path: str) -> np.ndarray:
-        field, spec = path or "header", stand_in[ARRAY]
+    def _array(self, stand_in: dict[Any, Any], path: _Path) -> np.ndarray:
+        spec = stand_in[ARRAY]
         if len(stand_in) != 1 or type(spec) is not list or len(spec) != 3:
-            raise self.fault(f"{field}: expected an array as [dtype, shape, place]")
+            raise self._wrong(path, "an array as [dtype, shape, place]")
         name, shape, place = spec
         dtype = DTYPES.get(name) if type(name) is str else None
         if dtype is None:
-            raise self.fault(f"{field}: expected a dtype among {', '.join(DTYPES)}, got {_short(name)}")
-        if type(shape) is not list or len(shape) > self.caps.ndim or not all(type(n) is int and n >= 0 for n in shape):
-            raise self.fault(f"{field}: expected a shape of at most {self.caps.ndim} sizes, got {_short(shape)}")
-        data = self._bytes(place, field)
-        expected = math.prod(shape) * dtype.itemsize
+            raise self._wrong(path, f"a dtype among {', '.join(DTYPES)}, got {_short(name)}")
+        expected = self._size(shape, path) * dtype.itemsize
+        data = place if type(place) is bytes else self._frame(place, path)
         if expected != len(data):
-            raise self.fault(f"{field}: expected {expected} bytes for {name} {_short(shape)}, got {len(data)}")
+            raise self._wrong(path, f"{expected} bytes for {name} {_short(shape)}, got {len(data)}")
         try:
             array = np.frombuffer(data, dtype).reshape(shape) if expected else np.empty(shape, dtype)
         except ValueError as error:  # sizes beside a zero that numpy cannot hold
-            raise self.fault(f"{field}: expected a shape, got {_short(shape)}") from error
-        if dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
-            raise self.fault(f"{field}: expected bytes 0 and 1 in a boolean array")
-        if not array.flags.aligned:  # a frame may start anywhere in libzmq's receive buffer
+            raise self._wrong(path, f"a shape, got {_short(shape)}") from error
+        if name == "|b1" and expected and array.view(np.uint8).max() > 1:
+            raise self._wrong(path, "bytes 0 and 1 in a boolean array")
+        flags = array.flags
+        if not flags.aligned:  # a frame may start anywhere in libzmq's receive buffer
             array = array.copy()
-        array.flags.writeable = False
+            flags = array.flags
+        flags.writeable = False
         return array
 
-    def _bytes(self, place: object, field: str) -> Buffer:
-        if type(place) is bytes:
-            return place
+    def _size(self, shape: object, path: _Path) -> int:
+        size = 1
+        if type(shape) is list and len(shape) <= self.caps.ndim:
+            for length in shape:
+                if type(length) is not int or length < 0:
+                    break
+                size *= length
+            else:
+                return size
+        raise self._wrong(path, f"a shape of at most {self.caps.ndim} sizes, got {_short(shape)}")
+
+    def _frame(self, place: object, path: _Path) -> Buffer:
         if type(place) is not int or place not in self.unread:
-            raise self.fault(f"{field}: expected the number of an array's own frame, got {_short(place)}")
+            raise self._wrong(path, f"the number of an array's own frame, got {_short(place)}")
         self.unread.discard(place)
         return self.frames[place]
+
+    def _wrong(self, path: _Path, expected: str) -> HotpolicyError:
+        keys: list[str] = []
+        while path:
+            path, key = path
+            keys.append(f"[{key}]" if type(key) is int else f".{_short(key)}")
+        return self.fault(f"{''.join(reversed(keys)).lstrip('.')[:80] or 'header'}: expected {expected}")
 
 
 def _short(value: object) -> str:

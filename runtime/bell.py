@@ -1,0 +1,28 @@
+"""Wakes a thread that polls sockets, from any other thread."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+
+class Bell:
+    """A pipe to itself: poll `fd` for reading. Ringing costs a microsecond and needs no socket of the ringer's own."""
+
+    def __init__(self) -> None:
+        self.fd, self._ringer = os.pipe()
+        os.set_blocking(self.fd, False)
+        os.set_blocking(self._ringer, False)
+
+    def ring(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # a pipe full of rings wakes as well as one
+            os.write(self._ringer, b"x")
+
+    def silence(self) -> None:
+        """Take all rings so far. Look for what was rung for after this, not before."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.fd, 4096)
+
+    def close(self) -> None:
+        os.close(self.fd)
+        os.close(self._ringer)

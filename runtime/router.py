@@ -1,0 +1,94 @@
+"""A ROUTER socket received from by one thread and sent on by any.
+
+libzmq lets a socket move between threads when a lock orders them. So the thread that computed an answer sends it
+itself, which saves the hand-over to another thread: a quarter of a small request's time.
+
+Rule: the socket's file descriptor tells of a *change* only, and any call on the socket may consume that. Whoever
+sends therefore looks for messages afterwards and rings the receiver's bell; the receiver polls the descriptor only
+after it has seen that there is nothing to receive.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import zmq
+from filelock import FileLock
+
+from hotpolicy.runtime import endpoint as endpoints
+from hotpolicy.runtime import envelope, wire
+from hotpolicy.runtime.bell import Bell
+from hotpolicy.runtime.errors import BadRequest, HotpolicyError
+from hotpolicy.runtime.wire import Buffer, Caps, Message
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 256  # messages libzmq may hold for one peer, each way
+LINGER_MS = 500  # for replies on their way when the socket closes
+
+
+class Router:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], caps: Caps, bell: Bell):
+        self.dropped = 0  # replies that could not be sent
+        self._bell = bell
+        self._lock = threading.Lock()
+        self._file_lock: FileLock | None = None
+        self._socket = context.socket(zmq.ROUTER)
+        self._socket.set(zmq.MAXMSGSIZE, caps.message_bytes)
+        self._socket.set(zmq.RCVHWM, BACKLOG)
+        self._socket.set(zmq.SNDHWM, BACKLOG)  # a peer that does not read loses replies; it holds nobody up
+        self._socket.set(zmq.RCVTIMEO, 0)
+        self._socket.set(zmq.SNDTIMEO, 0)
+        self._socket.set(zmq.LINGER, LINGER_MS)
+        self._socket.set(zmq.HANDSHAKE_IVL, 2000)
+        self._socket.set(zmq.HEARTBEAT_IVL, 5000)
+        self.fd = int(self._socket.get(zmq.FD))
+
+    def bind(self, field: str, endpoint: str) -> str:
+        """Returns the endpoint with its port. Raises ConfigError naming the field when it is taken."""
+        self._file_lock = endpoints.bind(self._socket, field, endpoint)
+        return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def receive(self) -> tuple[bytes, list[Buffer]] | None:
+        """The next message and who sent it, without waiting; None: there is none, and `fd` will tell of the next.
+
+        The header is copied, the arrays behind it are not.
+        """
+        with self._lock:
+            socket = self._socket
+            if not socket.get(zmq.EVENTS) & zmq.POLLIN:
+                return None
+            peer, frames = socket.recv(), []
+            while socket.get(zmq.RCVMORE):
+                frames.append(socket.recv(copy=False).buffer if frames else socket.recv())
+        return peer, frames
+
+    def send(self, peer: bytes, reply: Message) -> None:
+        """From any thread. A peer that is gone, or does not read, costs nothing."""
+        frames = _encode(reply)
+        with self._lock:
+            if self._socket.closed:
+                return
+            try:
+                self._socket.send_multipart([peer, *frames], copy=len(frames) == 1)
+            except zmq.ZMQError as error:
+                self.dropped += 1
+                logger.warning("a reply was dropped: %s", error)
+            missed = self._socket.get(zmq.EVENTS) & zmq.POLLIN
+        if missed:
+            self._bell.ring()
+
+    def close(self) -> None:
+        with self._lock:
+            self._socket.close()
+        if self._file_lock:
+            self._file_lock.release()
+
+
+def _encode(reply: Message) -> list[Buffer]:
+    try:
+        return wire.encode(reply)
+    except BadRequest as error:  # an answer of ours that has no place on the wire
+        logger.error("a %s reply could not be encoded: %s", reply["kind"], error)
+        return wire.encode(envelope.from_error(reply["id"], HotpolicyError(f"reply: {error}")))
