@@ -190,10 +190,10 @@ class Inference:
         outcomes = _compute(policy, [ticket.request.observation for ticket in batch])
         ended = now()
         self._meter.count("batches")
+        if any(isinstance(outcome, EngineFault) for outcome in outcomes):  # said before anybody hears of it
+            self._slot.report_fault(policy.version)  # enough of them, and the slot goes back to the version before
         for ticket, outcome in zip(batch, outcomes, strict=True):
             self._answer(ticket, _outcome(ticket, policy, outcome, started, ended))
-        if any(isinstance(outcome, EngineFault) for outcome in outcomes):
-            self._slot.report_fault(policy.version)  # enough of them, and the slot goes back to the version before
         self._ended, self._held_back = ended, 0.0
         self._computing = False
 
