@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hotpolicy.runtime.messages import Boundary, RobotSpec
 
 STEPPED_DEADLINE_S = 10.0  # time stands still meanwhile
-COLUMNS = ("episode", "task", "success", "end", "ticks", "held", "late", "seconds", "versions")
+COLUMNS = ("episode", "success", "end", "ticks", "held", "late", "seconds", "versions")
 
 
 def run(
