@@ -73,6 +73,7 @@ def finetune(
 
         with ControlClient(control) as client:
             client.swap(event["version"])
+        typer.echo(json.dumps({"event": "live", **event}) if as_json else f"{event['version']} is live")
 
 
 def tune(
