@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from hotpolicy.launch.options import ROBOT, AsJson, Episodes, LongestS, Release, Robot, Seed, Task
-from hotpolicy.runtime.errors import ConfigError
+from hotpolicy.launch.teleop import LINGER, Picture, Teleop, operator
 
-if TYPE_CHECKING:
-    from hotpolicy.launch.rig import Rig
-    from hotpolicy.robots.robot import Operator
-
-LINGER = 2  # ticks recorded after success: the end of a demonstration is to stand still there
-TELEOP = ("scripted",)
-
-Teleop = Annotated[str, typer.Option(help=f"Who acts: {', '.join(TELEOP)} (virtual arm only).")]
+__all__ = ["LINGER", "Teleop", "operator", "record"]
 
 
 def record(
@@ -38,21 +31,12 @@ def record(
 
     with Rig.open(robot) as rig:
         person = operator(rig, teleop)
+        # A virtual arm cannot be looked at but through its camera.
+        viewer = Picture(rig.profile.spec) if teleop == "keyboard" and rig.world is not None else None
         try:
             drive(
                 rig, task, OperatorSource(person), episodes, seed, longest_s,
-                record=dataset, release=release, as_json=as_json, linger=LINGER,
+                record=dataset, release=release, as_json=as_json, linger=LINGER, viewer=viewer,
             )  # fmt: skip
         finally:
             person.close()
-
-
-def operator(rig: Rig, teleop: str) -> Operator:
-    """Raises ConfigError for one that there is not, or not for this robot."""
-    if teleop not in TELEOP:
-        raise ConfigError(f"teleop: expected one of {', '.join(TELEOP)}, got {teleop!r}")
-    if rig.world is None:
-        raise ConfigError(f"teleop: scripted is for virtual arms, {rig.profile.name} is one of metal")
-    from hotpolicy.robots.teleop.scripted import ScriptedOperator
-
-    return ScriptedOperator(rig.world)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from hotpolicy.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from hotpolicy.launch.rig import Rig
+    from hotpolicy.robots.feed import Feed, Subscriber
     from hotpolicy.robots.loop import EpisodeReport
     from hotpolicy.robots.sources import Source
     from hotpolicy.runtime.client import PolicyClient
@@ -66,10 +68,11 @@ def drive(
     release: bool,
     as_json: bool,
     linger: int = 0,
+    viewer: Subscriber | None = None,
 ) -> list[EpisodeReport]:
     """Episodes until so many were kept or the source says stop; then a table. The arm holds on unless `release`."""
     reports: list[EpisodeReport] = []
-    with recording(rig, record) as feeds:
+    with feeding(rig, record, viewer) as feeds:
         rig.arm.torque(True)
         kept = 0
         while kept < episodes:
@@ -89,26 +92,24 @@ def drive(
     return reports
 
 
-class recording:
-    """Feeds for a loop: a recorder of `folder`, or none. What the recorder still has is written before it is left."""
+@contextmanager
+def feeding(rig: Rig, record: Path | None, viewer: Subscriber | None) -> Iterator[Sequence[Feed]]:
+    """Feeds for a loop: a recorder of the folder `record` and a viewer, either or none. At the end what the recorder
+    still has is written."""
+    from hotpolicy.robots.feed import Feed
 
-    def __init__(self, rig: Rig, folder: Path | None):
-        self.rig, self.folder = rig, folder
+    with ExitStack() as open_feeds:
+        feeds = []
+        if record is not None:
+            from hotpolicy.finetune.recorder import Recorder
 
-    def __enter__(self) -> Sequence[Any]:
-        if self.folder is None:
-            return ()
-        from hotpolicy.finetune.recorder import Recorder
-        from hotpolicy.robots.feed import Feed
-
-        self._recorder = Recorder.open(self.folder, self.rig.profile.spec)
-        self._feed = Feed(self._recorder, when_full="wait" if self.rig.stepped else "fail")
-        return (self._feed,)
-
-    def __exit__(self, *exc: object) -> None:
-        if self.folder is not None:
-            self._feed.close()
-            self._recorder.close()
+            recorder = open_feeds.enter_context(Recorder.open(record, rig.profile.spec))
+            feeds.append(Feed(recorder, when_full="wait" if rig.stepped else "fail"))
+        if viewer is not None:
+            feeds.append(Feed(viewer, when_full="drop"))
+        for feed in feeds:
+            open_feeds.callback(feed.close)
+        yield feeds
 
 
 def policy_source(rig: Rig, client: PolicyClient, replan: int) -> Source:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -19,6 +22,7 @@ from hotpolicy.launch import cli
 from hotpolicy.launch.profile import SHIPPED, load_profile
 from hotpolicy.launch.run import require_fit
 from hotpolicy.launch.serve import make_server, serve_options
+from hotpolicy.launch.teleop import half_blocks
 from hotpolicy.runtime.engine.echo_engine import seal_echo
 from hotpolicy.runtime.errors import ConfigError
 from hotpolicy.runtime.store import Store
@@ -86,6 +90,28 @@ def test_record_demonstrations(
     assert len(Dataset.open(folder / "data")) == 4  # goes on where it stopped
 
 
+def test_record_by_keyboard(folder: Path, robot: Path, arm: None) -> None:
+    """A person at a terminal: q turns the shoulder, the right arrow ends the episode, escape the recording."""
+    person, terminal = os.openpty()
+    command = [sys.executable, "-m", "hotpolicy.launch.cli", "record", f"{folder}/by-hand", "--robot", str(robot)]
+    command += ["--task", "touch the red cube", "--teleop", "keyboard", "--episodes", "2", "--longest-s", "20"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=terminal, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "touch the red cube" not in process.stderr.readline():
+            pass  # the picture begins
+        for key in (b"q", b"q", b"\x1b[C", b"\x1b"):
+            os.write(person, key)
+            time.sleep(0.3)  # a person's pace, three ticks
+        assert "saved: success" in process.stderr.read()
+        assert process.wait(30) == 0
+    os.close(person)
+    os.close(terminal)
+    dataset = Dataset.open(folder / "by-hand")
+    assert len(dataset) == 1
+    pan = dataset.episode(0).action[:, 0]
+    assert pan[-1] - pan[0] == pytest.approx(6.0, abs=0.5)  # two keys of 3 deg
+
+
 def test_run_a_served_policy(
     folder: Path, robot: Path, arm: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,53 +131,17 @@ def test_run_a_served_policy(
     assert seen.versions == (bundle.id,)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_session_teaches_a_served_policy(
-    folder: Path, robot: Path, arm: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Demonstrations, tuning in its own process, the gate by held-out figures, and the swap into the live server."""
-    profile, store = load_profile(robot), Store(folder / "taught")
-    base = store.add(SHIPPED.parent / "assets/nano")
-    given = {"store": store.root, "endpoint": profile.endpoint, "control": profile.control}
-    with make_server(serve_options(None, given)) as server:
-        server.wait_ready()
-        monkeypatch.setattr(
-            sys,
-            "argv",
-            ["hotpolicy", "session", f"{folder}/lessons", "--robot", str(robot), "--task", "hover over the red cube",
-             "--episodes", "4", "--rounds", "1", "--steps", "10", "--trials", "0", "--store", str(store.root),
-             "--control", profile.control],
-        )  # fmt: skip
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        live = server.stats()["versions"]["live"]
-    out, err = capfd.readouterr()
-    assert not ended.value.code, err
-    assert live != base
-    assert f"{live} is live" in out
-    assert store.live() == live
-    assert store.open(live).manifest.verdict["passed"]
-    assert len(Dataset.open(folder / "lessons")) == 4
-
-
-def test_session_without_a_server(
-    folder: Path, robot: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    arguments = ["session", folder / "never", "--task", "hover over the red cube", "--robot", robot]
-    code, out, err = call(capsys, monkeypatch, *arguments, "--control", f"ipc://{folder}/nobody")
-    assert (code, out) == (2, "")
-    assert "no server there" in err
-    assert not (folder / "never").exists()
-
-
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
         (["run", "--task", "touch the red cube"], "no server there before the deadline"),
         (["run", "--task", "x", "--boundary", "never"], "boundary: expected chunk or episode, got 'never'"),
         (["record", "{folder}/none", "--task", "juggle the cubes"], "task: expected a verb of"),
-        (["record", "{folder}/none", "--task", "touch the red cube", "--teleop", "thought"], "teleop: expected one of"),
+        (["record", "{folder}/none", "--task", "touch the red cube", "--teleop", "thought"], "teleop: expected"),
+        (
+            ["record", "{folder}/none", "--task", "touch the red cube", "--teleop", "keyboard"],
+            "keyboard: expected a term",
+        ),
     ],
 )
 def test_bad_input_is_one_line(
@@ -190,3 +180,10 @@ def test_policy_for_another_robot() -> None:
         require_fit(replace(spec, joints=spec.joints[:5]), spec)
     with pytest.raises(ConfigError, match="cameras: the served policy expects"):
         require_fit(replace(spec, cameras=()), spec)
+
+
+@pytest.mark.parametrize(("size", "lines", "across"), [(64, 32, 64), (65, 16, 33), (224, 28, 56)])
+def test_picture_fits_a_terminal(size: int, lines: int, across: int) -> None:
+    text = half_blocks(np.zeros((size, size, 3), np.uint8))
+    assert text.count("\n") + 1 == lines
+    assert text.split("\n")[0].count("▀") == across

@@ -1,0 +1,118 @@
+"""Who demonstrates: a table of operators, and what a person at a terminal needs to see and to keep up."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
+
+from hotpolicy.runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from hotpolicy.finetune.recorder import Recorder
+    from hotpolicy.launch.rig import Rig
+    from hotpolicy.robots.loop import Pacer
+    from hotpolicy.robots.robot import Operator
+    from hotpolicy.runtime.messages import RobotSpec, Step
+
+LINGER = 2  # ticks recorded after success: the end of a demonstration is to stand still there
+WIDEST = 64  # characters across a picture in the terminal
+LONGEST_S = 60.0  # of a person's episode
+
+Teleop = Annotated[
+    str, typer.Option(help="Who acts: scripted (virtual arm only), or keyboard (you, in this terminal).")
+]
+
+
+def operator(rig: Rig, teleop: str) -> Operator:
+    """Raises ConfigError for one that there is not, not for this robot, or without a terminal."""
+    if teleop == "scripted":
+        if rig.world is None:
+            raise ConfigError(f"teleop: scripted is for virtual arms, {rig.profile.name} is one of metal")
+        from hotpolicy.robots.teleop.scripted import ScriptedOperator
+
+        return ScriptedOperator(rig.world)
+    if teleop == "keyboard":
+        from hotpolicy.robots.teleop.keyboard import KeyboardOperator, legend
+
+        person = KeyboardOperator(rig.profile.spec)
+        if rig.stepped:
+            rig.pacer = Paced(rig.pacer, rig.profile.rate_hz)
+        for keys, meaning in legend(rig.profile.spec):
+            typer.echo(f"  {keys:<10}  {meaning}", err=True)
+        return person
+    raise ConfigError(f"teleop: expected scripted or keyboard, got {teleop!r}")
+
+
+def demonstrate_by_keyboard(rig: Rig, recorder: Recorder, tasks: Sequence[str], count: int, seed: int) -> None:
+    """A person records until the dataset has `count` episodes, the tasks in turn, or presses escape: enough.
+    The picture is drawn in the terminal. Raises ConfigError when there is no terminal."""
+    from hotpolicy.robots.feed import Feed
+    from hotpolicy.robots.sources import OperatorSource
+
+    pacer = rig.pacer
+    with closing(operator(rig, "keyboard")) as person:
+        feeds = [Feed(recorder, when_full="fail"), Feed(Picture(rig.profile.spec), when_full="drop")]
+        try:
+            while len(recorder) < count:
+                task = tasks[len(recorder) % len(tasks)]
+                rig.set_scene(task, seed)
+                seed += 1
+                report = rig.episode(task, OperatorSource(person), feeds, longest_s=LONGEST_S, linger=LINGER)
+                if report.end == "stop":
+                    return
+        finally:
+            rig.pacer = pacer
+            for feed in feeds:
+                feed.close()
+
+
+class Paced:
+    """A simulation in lock-step that waits for its person: time passes no faster than it does."""
+
+    def __init__(self, steps: Pacer, rate_hz: float):
+        from hotpolicy.runtime.clock import Rate
+
+        self._steps, self._rate = steps, Rate(rate_hz)
+
+    def wait(self) -> float:
+        self._steps.wait()
+        return self._rate.wait()
+
+
+class Picture:
+    """What the first camera sees, drawn in the terminal with half blocks: two pixels per character. A Subscriber."""
+
+    def __init__(self, spec: RobotSpec, out: TextIO | None = None):
+        self._camera = spec.cameras[0].name if spec.cameras else None
+        self._out = out or sys.stderr
+
+    def begin(self, task: str) -> None:
+        self._out.write(f"\x1b[2J\x1b[H{task}\n")
+
+    def step(self, step: Step) -> None:
+        if self._camera is not None:
+            self._out.write(f"\x1b[2;1H{half_blocks(step.observation.images[self._camera])}\n")
+            self._out.flush()
+
+    def save(self, success: bool | None = None) -> None:
+        self._out.write(f"saved{'' if success is None else ': success' if success else ': no success'}\x1b[K\n")
+
+    def discard(self) -> None:
+        self._out.write("discarded\x1b[K\n")
+
+
+def half_blocks(image: np.ndarray) -> str:
+    """(height, width, 3) uint8 -> lines of coloured characters, at most `WIDEST` across."""
+    stride = -(-image.shape[1] // WIDEST)
+    small = image[::stride, ::stride]
+    rows = []
+    for upper, lower in zip(small[::2], small[1::2], strict=False):
+        cells = (f"\x1b[38;2;{r};{g};{b};48;2;{x};{y};{z}m▀" for (r, g, b), (x, y, z) in zip(upper, lower, strict=True))
+        rows.append("".join(cells) + "\x1b[0m")
+    return "\n".join(rows)
