@@ -21,6 +21,7 @@ from hotpolicy.launch.pretrain import pretrain_nano
 from hotpolicy.launch.record import record
 from hotpolicy.launch.run import run
 from hotpolicy.launch.serve import serve
+from hotpolicy.launch.session import session
 from hotpolicy.launch.versions import add, history, rollback, status, swap, versions
 from hotpolicy.launch.virtual_arm import virtual_arm
 from hotpolicy.runtime.errors import HotpolicyError
@@ -55,6 +56,7 @@ VERBS = (
     run,
     record,
     finetune,
+    session,
     versions,
     swap,
     rollback,
