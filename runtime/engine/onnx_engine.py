@@ -1,0 +1,263 @@
+"""The ONNX Runtime engine: a prefix session and a head session, each swapped alone.
+
+A delta becomes a session by putting its tensors, by name, in the places of the exported ones: no torch, no onnx and
+no second export. Torch is needed only to export a full bundle that nobody exported before.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from hotpolicy.runtime.bundle import Bundle
+from hotpolicy.runtime.chain import check_delta
+from hotpolicy.runtime.engine import Batch
+from hotpolicy.runtime.errors import BundleError, ConfigError, EngineFault
+from hotpolicy.runtime.exported import Exported, GraphName, prefix_digest
+from hotpolicy.runtime.manifest import TensorInfo
+from hotpolicy.runtime.transforms import Transforms
+
+log = logging.getLogger(__name__)
+
+# What ONNX Runtime raises for a graph or an input it cannot take; its classes have no public base.
+ORT_FAULTS = tuple(
+    cls for cls in vars(ort.capi.onnxruntime_pybind11_state).values()
+    if isinstance(cls, type) and issubclass(cls, Exception)
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """An execution provider. `unasked`: take it where it is there, without being told to."""
+
+    name: str
+    unasked: bool = True
+    options: tuple[tuple[str, str], ...] = ()
+
+
+# In order of preference. TensorRT's engine cache does not look at weights: two versions of one policy would share an
+# entry, and the second would move the arm as the first. So it stays off, and because building engines then takes
+# minutes at every swap, TensorRT is used only when asked for.
+PROVIDERS = {
+    "tensorrt": Provider("TensorrtExecutionProvider", unasked=False, options=(("trt_engine_cache_enable", "0"),)),
+    "cuda": Provider("CUDAExecutionProvider"),
+    "cpu": Provider("CPUExecutionProvider"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxOptions:
+    provider: str | None = None  # of PROVIDERS; None: the first that is there
+    threads: int = 1  # per operation; one is the fastest for a nano policy beside a busy robot
+
+    def chosen(self) -> Provider:
+        """Raises ConfigError when the provider asked for is unknown or not in this build of ONNX Runtime."""
+        there = [name for name, provider in PROVIDERS.items() if provider.name in ort.get_available_providers()]
+        if self.provider is None:
+            return next(PROVIDERS[name] for name in there if PROVIDERS[name].unasked)
+        if self.provider not in there:
+            raise ConfigError(f"provider: expected one of {', '.join(there)} on this machine, got {self.provider!r}")
+        return PROVIDERS[self.provider]
+
+
+class Session:
+    """One graph, with some of its weights replaced by name."""
+
+    def __init__(self, exported: Exported, graph: GraphName, changed: Mapping[str, np.ndarray], options: OnnxOptions):
+        """Raises BundleError when ONNX Runtime cannot load it, ConfigError when the provider does not come up."""
+        path, provider = exported.graph(graph), options.chosen()
+        self._changed = {name: np.ascontiguousarray(array) for name, array in changed.items()}  # ORT does not copy
+        settings = _settings(options)
+        if self._changed:
+            values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._changed.values()]
+            settings.add_external_initializers(list(self._changed), values)
+        try:
+            self._session = ort.InferenceSession(
+                str(path), settings, providers=[(provider.name, dict(provider.options))]
+            )
+        except ORT_FAULTS as error:
+            raise BundleError(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}") from error
+        if self._session.get_providers()[0] != provider.name:  # it would go on, on the CPU, with only a warning
+            raise ConfigError(f"provider: {provider.name} is installed but does not start on this machine")
+        self.outputs = [output.name for output in self._session.get_outputs()]
+        self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Raises EngineFault when the inputs do not fit the graph."""
+        try:
+            return dict(zip(self.outputs, self._session.run(self.outputs, dict(inputs)), strict=True))
+        except ORT_FAULTS as error:
+            raise EngineFault(f"ONNX Runtime: {_first_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class OnnxEngine:
+    """The Engine contract over an exported folder. Immutable: a swap makes another engine."""
+
+    exported: Exported
+    version: str  # id of the bundle whose weights these are
+    prefix: Session
+    head: Session
+    tensors: Mapping[str, TensorInfo]  # every parameter, as it is in this engine
+    changed: Mapping[str, np.ndarray]  # those that differ from the exported folder's
+    options: OnnxOptions
+
+    @classmethod
+    def load(cls, bundle: Bundle, options: OnnxOptions | None = None) -> OnnxEngine:
+        """A full bundle. It is exported when it was not before (this needs torch and onnx): beside the store the
+        bundle is in, or else into a folder that goes when the engine goes. Raises BundleError, ConfigError."""
+        home = _export_home(bundle)
+        if home is None:
+            folder = Path(tempfile.mkdtemp(prefix="hotpolicy-onnx-"))
+            try:
+                engine = cls.open(_export(bundle, folder / bundle.id), options)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            weakref.finalize(engine.exported, shutil.rmtree, folder, ignore_errors=True)
+            return engine
+        return cls.open(_exported_before(bundle, home / bundle.id) or _export(bundle, home / bundle.id), options)
+
+    @classmethod
+    def open(cls, folder: Path | str | Exported, options: OnnxOptions | None = None) -> OnnxEngine:
+        """An exported folder; needs neither torch nor onnx. Raises BundleError naming the file that is wrong."""
+        exported = folder if isinstance(folder, Exported) else Exported.open(folder)
+        options = options or OnnxOptions()
+        prefix = Session(exported, "prefix", {}, options)
+        head = Session(exported, "head", {}, options)
+        for name, session in (("prefix", prefix), ("head", head)):
+            if session.metadata.get("prefix") != exported.prefix:
+                raise BundleError(f"{exported.folder}: {name}.onnx: made for another prefix than the manifest names")
+        engine = cls(exported, exported.bundle.id, prefix, head, exported.tensors, {}, options)
+        engine.warm_up()
+        return engine
+
+    def infer(self, batch: Batch) -> np.ndarray:
+        """(batch, horizon, joints) float32, normalised. Raises EngineFault."""
+        seen = self.prefix.run(
+            {
+                "images": batch.images,
+                "image_mask": batch.image_mask,
+                "tokens": batch.tokens,
+                "token_mask": batch.token_mask,
+            }
+        )
+        steps = np.array(self.exported.bundle.manifest.model["config"]["steps"], np.int64)
+        return self.head.run({**seen, "state": batch.state, "noise": batch.noise, "steps": steps})["actions"]
+
+    def derive(self, bundle: Bundle) -> OnnxEngine:
+        """A delta on this engine's version: a new session for each graph it changes, this engine's for the other.
+        Raises BundleError for a delta on another version, or of tensors that do not fit."""
+        manifest = bundle.manifest
+        if manifest.kind != "delta" or manifest.parent != self.version:
+            raise BundleError(
+                f"{bundle.id}: expected a delta on {self.version}, got a {manifest.kind} bundle on {manifest.parent}"
+            )
+        try:
+            check_delta(self.tensors, manifest.tensors)
+        except BundleError as error:
+            raise BundleError(f"{bundle.id}: {error}") from error
+        changed = {**self.changed, **bundle.tensors()}
+        touched = {self.exported.places[name] for name in manifest.tensors}
+        engine = OnnxEngine(
+            self.exported,
+            bundle.id,
+            self._rebuilt("prefix", changed) if "prefix" in touched else self.prefix,
+            self._rebuilt("head", changed) if "head" in touched else self.head,
+            {**self.tensors, **manifest.tensors},
+            changed,
+            self.options,
+        )
+        engine.warm_up()
+        return engine
+
+    def with_head(self, folder: Path | str) -> OnnxEngine:
+        """The head of another exported folder on this engine's prefix session. Raises BundleError when that head
+        belongs to another prefix: its keys and values would mean something else."""
+        other = Exported.open(folder)
+        mine = self.prefix_digest
+        if other.prefix != mine:
+            raise BundleError(
+                f"{other.folder}: its head belongs to prefix {other.prefix[:16]}, this engine holds {mine[:16]}"
+            )
+        head = Session(other, "head", {}, self.options)
+        if head.metadata.get("prefix") != mine:
+            raise BundleError(f"{other.folder}: head.onnx: made for another prefix than the manifest names")
+        kept = {name: array for name, array in self.changed.items() if other.places[name] == "prefix"}
+        engine = OnnxEngine(other, other.bundle.id, self.prefix, head, other.tensors, kept, self.options)
+        engine.warm_up()
+        return engine
+
+    @property
+    def prefix_digest(self) -> str:
+        return prefix_digest(self.exported.bundle.manifest.model, self.tensors, self.exported.places)
+
+    def warm_up(self) -> None:
+        """One blank frame at the policy's shapes, so that the first real one finds memory and kernels ready."""
+        manifest = self.exported.bundle.manifest
+        transforms, size = Transforms.from_dict(manifest.transforms), manifest.model["config"]["vision"]["image_size"]
+        words = transforms.tokenizer.max_tokens
+        self.infer(
+            Batch(
+                images=np.zeros((1, len(transforms.cameras), size, size, 3), np.uint8),
+                image_mask=np.ones((1, len(transforms.cameras)), bool),
+                tokens=np.zeros((1, words), np.int64),
+                token_mask=np.arange(words)[None] < 1,
+                state=np.zeros((1, transforms.joints), np.float32),
+                noise=np.zeros((1, transforms.horizon, transforms.joints), np.float32),
+            )
+        )
+
+    def _rebuilt(self, graph: GraphName, changed: Mapping[str, np.ndarray]) -> Session:
+        mine = {name: array for name, array in changed.items() if self.exported.places[name] == graph}
+        return Session(self.exported, graph, mine, self.options)
+
+
+def _settings(options: OnnxOptions) -> ort.SessionOptions:
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = options.threads
+    settings.inter_op_num_threads = 1
+    # a thread that spins for its next operation takes the core from the robot's loop and from tuning
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    settings.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return settings
+
+
+def _export_home(bundle: Bundle) -> Path | None:
+    """root/onnx for a bundle in root/versions, where a store keeps them."""
+    versions = bundle.folder.parent
+    home = versions.parent / "onnx"
+    return home if versions.name == "versions" and os.access(versions.parent, os.W_OK) else None
+
+
+def _exported_before(bundle: Bundle, folder: Path) -> Exported | None:
+    if not folder.is_dir():
+        return None
+    try:
+        exported = Exported.open(folder)
+        if exported.bundle.digest == bundle.digest:
+            return exported
+        log.warning("%s: is of another version; exporting again", folder)
+    except BundleError as error:
+        log.warning("exporting again: %s", error)
+    shutil.rmtree(folder)
+    return None
+
+
+def _export(bundle: Bundle, folder: Path) -> Exported:
+    from hotpolicy.runtime.export import export  # late: it needs torch, serving an exported folder does not
+
+    return export([bundle], folder)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,117 @@
+"""A policy version exported to ONNX: a folder that a robot can serve with ONNX Runtime and nothing else.
+
+    manifest.json                     the bundle's own manifest (spec, transforms with tokenizer, provenance), the chain
+                                      it ends, where each tensor went, digests, precision, tools, certificate
+    prefix.onnx  prefix.onnx.data     images and instruction -> keys and values of every layer, once per frame
+    head.onnx    head.onnx.data       those, state and noise -> actions; Euler's steps are a Loop inside
+
+Opening is strict: every file is what the export wrote, or it is refused by name. Needs neither torch nor onnx.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hotpolicy.runtime.bundle import Bundle
+from hotpolicy.runtime.errors import BundleError
+from hotpolicy.runtime.manifest import Manifest, TensorInfo, canonical
+
+SCHEMA = 1
+KIND = "hotpolicy-onnx"
+GraphName = Literal["prefix", "head"]
+FIELDS = ("kind", "bundle", "chain", "prefix", "tensors", "files", "precision", "opset", "tools", "certificate")
+
+
+@dataclass(frozen=True)
+class Exported:
+    folder: Path
+    content: Mapping[str, Any]  # of manifest.json, without its digest
+    bundle: Bundle  # the version that was exported, for `Policy`; its tensors are in the graphs' data
+
+    @property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Every parameter of the version."""
+        return {name: TensorInfo(tuple(t["shape"]), "F32", t["sha256"]) for name, t in self.content["tensors"].items()}
+
+    @property
+    def places(self) -> dict[str, GraphName | None]:
+        """Parameter -> the graph that holds it; None for one that no action depends on."""
+        return {name: t["graph"] for name, t in self.content["tensors"].items()}
+
+    @property
+    def prefix(self) -> str:
+        """Digest of all that makes the prefix; a head works with this one only."""
+        return str(self.content["prefix"])
+
+    @property
+    def certificate(self) -> Mapping[str, Any]:
+        """How far ONNX Runtime was from torch: see `certificate.Certificate`."""
+        return dict(self.content["certificate"])
+
+    def graph(self, name: GraphName) -> Path:
+        return self.folder / f"{name}.onnx"
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Exported:
+        """Read and verify all of it. Raises BundleError naming the file that is missing or was altered."""
+        folder = Path(folder)
+        content = _read_manifest(folder)
+        for name, expected in content["files"].items():
+            if "/" in name or file_sha256(folder / name) != expected:
+                raise BundleError(f"{folder / name}: digest mismatch: the file was altered after the export")
+        try:
+            return cls(folder, content, Bundle(folder, Manifest.from_dict(content["bundle"])))
+        except BundleError as error:
+            raise BundleError(f"{folder}/manifest.json: bundle: {error}") from error
+
+
+def to_json(content: Mapping[str, Any]) -> bytes:
+    """The text of manifest.json."""
+    return json.dumps({"digest": _digest(content), **content}, indent=1, allow_nan=False).encode()
+
+
+def prefix_digest(
+    model: Mapping[str, Any], tensors: Mapping[str, TensorInfo], places: Mapping[str, GraphName | None]
+) -> str:
+    """Two versions with the same one have keys and values in common, so one prefix session serves both."""
+    mine = {name: info.sha256 for name, info in tensors.items() if places[name] == "prefix"}
+    return hashlib.sha256(canonical({"model": model, "tensors": mine}).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Raises BundleError when there is no such file."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):
+                digest.update(part)
+    except OSError as error:
+        raise BundleError(f"{path}: missing") from error
+    return digest.hexdigest()
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{folder}: not an exported policy: no readable manifest.json") from error
+    if not isinstance(data, dict) or data.get("kind") != KIND:
+        raise BundleError(f"{folder}: not an exported policy: expected a manifest of kind {KIND!r}")
+    if data.get("schema") != SCHEMA:
+        raise BundleError(f"{path}: schema: expected {SCHEMA}, got {data.get('schema')!r}")
+    claimed = data.pop("digest", None)
+    if strange := sorted(set(data) ^ {"schema", *FIELDS}):
+        raise BundleError(f"{path}: {strange[0]}: {'unknown field' if strange[0] in data else 'missing'}")
+    if claimed != _digest(data):
+        raise BundleError(f"{path}: digest mismatch: the manifest was altered after the export")
+    return data
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical(content).encode()).hexdigest()

@@ -1,0 +1,161 @@
+"""pi0.py once more, as two ONNX graphs: `prefix` (once per frame) and `head` (the whole flow from noise to actions).
+
+What does not change from one Euler step to the next is computed before the loop: everything about time (embedding,
+its half of the first layer, pi0.5's norms) for all steps at once, and pi0's state token, which sees the prefix and
+itself only, so that its keys and values join the prefix's. What remains in the loop is a stack of layers over the
+action tokens, which see all there is.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from hotpolicy.runtime.graph import Graph
+from hotpolicy.runtime.model.gemma_graph import Layers, adaptive_norm, gemma_norm, linear, mask_bias, rotation, silu
+from hotpolicy.runtime.model.pi0 import Pi0Config
+from hotpolicy.runtime.model.vision_graph import see
+
+Memory = list[tuple[str, str]]  # per layer keys and values (batch, kv_heads, tokens, head_dim)
+
+
+def prefix_graph(config: Pi0Config) -> Graph:
+    """images (batch, cameras, height, width, 3) uint8, image_mask (batch, cameras), tokens (batch, length) int64,
+    token_mask (batch, length) -> keys.0, values.0, ... and mask (batch, prefix)."""
+    g, size, language = Graph("prefix"), config.vision.image_size, config.language
+    images = g.input("images", "uint8", ("batch", "cameras", size, size, 3))
+    image_mask = g.input("image_mask", "bool", ("batch", "cameras"))
+    tokens = g.input("tokens", "int64", ("batch", "length"))
+    token_mask = g.input("token_mask", "bool", ("batch", "length"))
+
+    mask = _prefix_mask(g, config, image_mask, token_mask)
+    positions = g.op("Sub", g.op("CumSum", g.cast(mask, "float32"), g.constant(1, "int64")), g.constant(1))
+    layers = Layers(
+        g, language, "language", gemma_norm(g), g.op("Shape", mask), rotation(g, positions, language.head_dim)
+    )
+    bias = mask_bias(g, mask)
+    words = g.op("Gather", g.weight("embedding.weight"), tokens, axis=0)
+    words = g.op("Mul", words, g.constant(math.sqrt(language.width)))
+    x = g.reshape(g.op("Concat", see(g, config, images), words, axis=1), -1, language.width)
+    for i in range(language.layers):
+        y, _ = layers.enter(i, x)
+        key, value = layers.key_value(i, y)
+        g.output(f"keys.{i}", key, "float32", ("batch", language.kv_heads, "prefix", language.head_dim))
+        g.output(f"values.{i}", value, "float32", ("batch", language.kv_heads, "prefix", language.head_dim))
+        if i < language.layers - 1:  # of the last layer only keys and values are needed
+            x = layers.finish(i, x, layers.attend(i, y, key, value, bias))
+    g.output("mask", mask, "bool", ("batch", "prefix"))
+    return g
+
+
+def head_graph(config: Pi0Config) -> Graph:
+    """keys.0, values.0, ..., mask as the prefix gives them, state (batch, action_dim; pi0.5 reads its state in the
+    prompt, not here), noise (batch, horizon, action_dim) and steps () int64 -> actions, normalised."""
+    g, expert, chunk = Graph("head"), config.expert, ("batch", config.horizon, config.action_dim)
+    kept = ("batch", expert.kv_heads, "prefix", expert.head_dim)
+    memory = [(g.input(f"keys.{i}", "float32", kept), g.input(f"values.{i}", "float32", kept)) for i in _layers(config)]
+    mask = g.input("mask", "bool", ("batch", "prefix"))
+    state = g.input("state", "float32", ("batch", config.action_dim))
+    noise = g.input("noise", "float32", chunk)
+    steps = g.input("steps", "int64", ())
+
+    bias = mask_bias(g, mask)
+    seen = g.op("ReduceSum", g.cast(mask, "float32"), g.constant([1], "int64"), keepdims=1)
+    if not config.pi05:
+        memory, bias = _read_state(g, config, memory, _pad(g, bias, 1), seen, state)
+        seen = g.op("Add", seen, g.constant(1))
+    positions = g.op("Add", seen, g.constant(np.arange(config.horizon)))
+    turn = rotation(g, positions, expert.head_dim)
+    body = _step(g, config, memory, _pad(g, bias, config.horizon), turn, steps)
+    g.output("actions", g.loop(steps, noise, body), "float32", chunk)
+    return g
+
+
+def _prefix_mask(g: Graph, config: Pi0Config, image_mask: str, token_mask: str) -> str:
+    """Of a camera that is absent no token may be seen: (batch, prefix)."""
+    per_token = g.op("Unsqueeze", image_mask, g.constant([2], "int64"))
+    per_token = g.op("Expand", per_token, g.constant([1, 1, config.vision.tokens], "int64"))
+    return g.op("Concat", g.reshape(per_token, 0, -1), token_mask, axis=1)
+
+
+def _read_state(
+    g: Graph, config: Pi0Config, memory: Memory, bias: str, seen: str, state: str
+) -> tuple[Memory, str]:
+    """The state token's way through the expert: the memory with its keys and values at the end, and its bias."""
+    expert = config.expert
+    rows = g.constant([-1, 1], "int64")
+    layers = Layers(g, expert, "expert", gemma_norm(g), rows, rotation(g, seen, expert.head_dim))
+    x, grown = linear(g, state, "state_proj"), []
+    for i in _layers(config):
+        y, _ = layers.enter(i, x)
+        key, value = _extend(g, memory[i], layers.key_value(i, y))
+        grown.append((key, value))
+        if i < expert.layers - 1:
+            x = layers.finish(i, x, layers.attend(i, y, key, value, bias))
+    return grown, bias
+
+
+def _step(
+    g: Graph, config: Pi0Config, memory: Memory, bias: str, turn: tuple[str, str], steps: str
+) -> Graph:
+    """One Euler step as the body of a loop over x_t; what all steps share is computed in `g`, around the loop."""
+    expert, body, chunk = config.expert, g.body("step"), ("batch", config.horizon, config.action_dim)
+    index = body.input("index", "int64", ())
+    go_on = body.input("go_on", "bool", ())
+    x_t = body.input("x_t", "float32", chunk)
+
+    x = linear(body, body.reshape(x_t, -1, config.action_dim), "action_in_proj")
+    if config.step_embedding:
+        x = body.op("Add", body.reshape(x, -1, config.horizon, expert.width), g.weight("step_embedding"))
+        x = body.reshape(x, -1, expert.width)
+    times = _time_embedding(g, steps, expert.width)
+    if config.pi05:
+        known = silu(g, linear(g, silu(g, linear(g, times, "time_mlp_in")), "time_mlp_out"))
+        norm = adaptive_norm(g, body, known, index)
+    else:
+        x, norm = _join_time(g, body, x, times, index, expert.width), gemma_norm(body)
+    layers = Layers(body, expert, "expert", norm, g.constant([-1, config.horizon], "int64"), turn)
+    for i in _layers(config):
+        y, gate = layers.enter(i, x)
+        key, value = _extend(body, memory[i], layers.key_value(i, y))
+        x = layers.finish(i, x, layers.attend(i, y, key, value, bias), gate)
+    velocity = linear(body, norm("expert_norm", x)[0], "action_out_proj")
+    velocity = body.reshape(velocity, -1, config.horizon, config.action_dim)
+
+    body.output("go_on_too", go_on, "bool", ())
+    moved = body.op("Sub", x_t, body.op("Div", velocity, g.cast(steps, "float32")))
+    body.output("x_next", moved, "float32", chunk)
+    return body
+
+
+def _time_embedding(g: Graph, steps: str, width: int) -> str:
+    """(steps, width): of t = 1 - i / steps, rounded to fp32 as torch does, then embedded in fp64 as openpi does."""
+    index = g.cast(g.op("Range", g.constant(0, "int64"), steps, g.constant(1, "int64")), "float64")
+    t = g.op("Sub", g.constant(1, "float64"), g.op("Div", index, g.cast(steps, "float64")))
+    t = g.op("Unsqueeze", g.cast(g.cast(t, "float32"), "float64"), g.constant([1], "int64"))
+    period = 4e-3 * (4.0 / 4e-3) ** np.linspace(0, 1, width // 2)
+    angle = g.op("Mul", t, g.constant(2 * math.pi / period, "float64"))
+    return g.cast(g.op("Concat", g.op("Sin", angle), g.op("Cos", angle), axis=1), "float32")
+
+
+def _join_time(g: Graph, body: Graph, actions: str, times: str, index: str, width: int) -> str:
+    """The first layer takes [action | time]; its time half is the same for every action, so it is done apart."""
+    weight, name = g.weight("action_time_mlp_in.weight"), "action_time_mlp_in.bias"
+    of_action, of_time = g.ops("Split", 2, weight, g.constant([width, width], "int64"), axis=1)
+    known = g.op("Gemm", times, of_time, g.weight(name), transB=1)
+    joined = body.op("Add", body.op("Gemm", actions, of_action, transB=1), body.op("Gather", known, index, axis=0))
+    return linear(body, silu(body, joined), "action_time_mlp_out")
+
+
+def _extend(g: Graph, past: tuple[str, str], new: tuple[str, str]) -> tuple[str, str]:
+    return g.op("Concat", past[0], new[0], axis=2), g.op("Concat", past[1], new[1], axis=2)
+
+
+def _pad(g: Graph, bias: str, tokens: int) -> str:
+    """Room at the end for tokens that all may see."""
+    return g.op("Pad", bias, g.constant([0, 0, 0, 0, 0, 0, 0, tokens], "int64"))
+
+
+def _layers(config: Pi0Config) -> range:
+    return range(config.expert.layers)
