@@ -98,12 +98,15 @@ def make_server(options: ServeOptions) -> PolicyServer:
     from hotpolicy.runtime.server import PolicyServer
     from hotpolicy.runtime.slot import Slot
 
+    own: dict[str, Any] = {}
     if options.engine == "torch":
         import torch
 
         torch.set_num_threads(options.threads)
+    elif options.engine == "onnx":
+        own["threads"] = options.threads
     store = open_store(options.store)
-    slot = Slot(store, load_with(options.engine))
+    slot = Slot(store, load_with(options.engine, **own))
     return PolicyServer(options.config, slot, Control(slot, store))
 
 

@@ -116,17 +116,13 @@ def _open_unsigned(folder: Path, chain: Sequence[Bundle], content: Mapping[str, 
     return OnnxEngine.open(Exported(folder, content, chain[-1]), OnnxOptions(provider="cpu"))
 
 
-def _certify(
-    engine: OnnxEngine, chain: Sequence[Bundle], reference: TorchEngine, tolerance: float
-) -> Certificate:
+def _certify(engine: OnnxEngine, chain: Sequence[Bundle], reference: TorchEngine, tolerance: float) -> Certificate:
     manifest, config = chain[-1].manifest, reference.model.config
     transforms, golden = Transforms.from_dict(manifest.transforms), Golden.of_chain(chain)
     batches = [made_up_batch(transforms, config.vision.image_size, config.vocabulary)]
     if golden:
         batches.append(golden_batch(golden, manifest.spec, transforms))
-    return certify(
-        reference, engine, manifest.spec, transforms, batches, golden=len(golden or ()), tolerance=tolerance
-    )
+    return certify(reference, engine, manifest.spec, transforms, batches, golden=len(golden or ()), tolerance=tolerance)
 
 
 def _version(name: str) -> str:

@@ -6,6 +6,7 @@ import logging
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.checks import (
@@ -106,8 +107,9 @@ class Loader:
         return policy, root, Golden.of_chain(chain)
 
 
-def load_with(engine: str) -> Load:
-    """What a Slot needs to load versions into an engine: "torch", "onnx" or "echo". Raises ConfigError for another."""
+def load_with(engine: str, **options: Any) -> Load:
+    """What a Slot needs to load versions into an engine: "torch", "onnx" or "echo", with options of the engine's own.
+    Raises ConfigError for another."""
     if engine == "echo":
         from hotpolicy.runtime.engine.echo_engine import EchoPolicy
 
@@ -116,7 +118,7 @@ def load_with(engine: str) -> Load:
         raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
 
     def load(bundle: Bundle, parent: Policy | None) -> Policy:
-        return parent.derive(bundle) if parent else Policy(bundle, load_engine(engine, bundle))
+        return parent.derive(bundle) if parent else Policy(bundle, load_engine(engine, bundle, **options))
 
     return load
 

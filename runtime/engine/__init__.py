@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -41,10 +41,10 @@ ENGINES = {
 }
 
 
-def load_engine(name: str, bundle: Bundle) -> Engine:
-    """Load a full bundle into the engine called `name`. Raises ConfigError for an unknown engine, BundleError
-    when the bundle does not account for every parameter."""
+def load_engine(name: str, bundle: Bundle, **options: Any) -> Engine:
+    """Load a full bundle into the engine called `name`; `options` are that engine's own. Raises ConfigError for an
+    unknown engine, BundleError when the bundle does not account for every parameter."""
     if name not in ENGINES:
         raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}, got {name!r}")
     module, _, attribute = ENGINES[name].partition(":")
-    return getattr(import_module(module), attribute).load(bundle)
+    return getattr(import_module(module), attribute).load(bundle, **options)

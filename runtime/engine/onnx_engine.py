@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -112,10 +113,11 @@ class OnnxEngine:
     options: OnnxOptions
 
     @classmethod
-    def load(cls, bundle: Bundle, options: OnnxOptions | None = None) -> OnnxEngine:
-        """A full bundle. It is exported when it was not before (this needs torch and onnx): beside the store the
-        bundle is in, or else into a folder that goes when the engine goes. Raises BundleError, ConfigError."""
-        home = _export_home(bundle)
+    def load(cls, bundle: Bundle, **given: Any) -> OnnxEngine:
+        """A full bundle, with OnnxOptions by name. It is exported when it was not before (this needs torch and onnx):
+        beside the store the bundle is in, or else into a folder that goes when the engine goes. Raises BundleError,
+        ConfigError."""
+        options, home = OnnxOptions(**given), _export_home(bundle)
         if home is None:
             folder = Path(tempfile.mkdtemp(prefix="hotpolicy-onnx-"))
             try:

@@ -79,9 +79,7 @@ def _prefix_mask(g: Graph, config: Pi0Config, image_mask: str, token_mask: str) 
     return g.op("Concat", g.reshape(per_token, 0, -1), token_mask, axis=1)
 
 
-def _read_state(
-    g: Graph, config: Pi0Config, memory: Memory, bias: str, seen: str, state: str
-) -> tuple[Memory, str]:
+def _read_state(g: Graph, config: Pi0Config, memory: Memory, bias: str, seen: str, state: str) -> tuple[Memory, str]:
     """The state token's way through the expert: the memory with its keys and values at the end, and its bias."""
     expert = config.expert
     rows = g.constant([-1, 1], "int64")
@@ -96,9 +94,7 @@ def _read_state(
     return grown, bias
 
 
-def _step(
-    g: Graph, config: Pi0Config, memory: Memory, bias: str, turn: tuple[str, str], steps: str
-) -> Graph:
+def _step(g: Graph, config: Pi0Config, memory: Memory, bias: str, turn: tuple[str, str], steps: str) -> Graph:
     """One Euler step as the body of a loop over x_t; what all steps share is computed in `g`, around the loop."""
     expert, body, chunk = config.expert, g.body("step"), ("batch", config.horizon, config.action_dim)
     index = body.input("index", "int64", ())

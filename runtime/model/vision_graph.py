@@ -56,9 +56,7 @@ def _siglip_layer(g: Graph, config: VisionConfig, place: str, x: str) -> str:
 
 
 def _layer_norm(g: Graph, x: str, name: str) -> str:
-    return g.op(
-        "LayerNormalization", x, g.weight(f"{name}.weight"), g.weight(f"{name}.bias"), axis=-1, epsilon=1e-6
-    )
+    return g.op("LayerNormalization", x, g.weight(f"{name}.weight"), g.weight(f"{name}.bias"), axis=-1, epsilon=1e-6)
 
 
 def _conv(g: Graph, x: str, name: str, kernel: int, stride: int, pad: int) -> str:
