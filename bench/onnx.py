@@ -13,8 +13,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.sort(key=lambda place: Path(place).resolve() == HERE)  # last, or `import onnx` would find this file
+# this folder goes last, or `import onnx` would find this file
+sys.path.sort(key=lambda place: Path(place).resolve() == Path(__file__).resolve().parent)
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from hotpolicy.runtime.engine.torch_engine import TorchEngine
 from hotpolicy.runtime.export import export
 from hotpolicy.runtime.transforms import Transforms
 
-SHIPPED = HERE.parent / "launch" / "assets" / "nano"
+SHIPPED = Path(__file__).parent.parent / "launch" / "assets" / "nano"
 HEAD = ("expert", "action_", "state_proj", "step_embedding")
 
 
