@@ -22,7 +22,8 @@ import torch
 from hotpolicy.runtime.bundle import Bundle, seal
 from hotpolicy.runtime.certificate import made_up_batch
 from hotpolicy.runtime.clock import now
-from hotpolicy.runtime.engine.onnx_engine import OnnxEngine, OnnxOptions
+from hotpolicy.runtime.engine.onnx_engine import OnnxEngine
+from hotpolicy.runtime.engine.onnx_session import OnnxOptions
 from hotpolicy.runtime.engine.torch_engine import TorchEngine
 from hotpolicy.runtime.export import export
 from hotpolicy.runtime.transforms import Transforms

@@ -21,12 +21,13 @@ from hotpolicy.runtime import durable
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.certificate import TOLERANCE, Certificate, certify, golden_batch, made_up_batch
 from hotpolicy.runtime.chain import resolve
-from hotpolicy.runtime.engine.onnx_engine import OnnxEngine, OnnxOptions
+from hotpolicy.runtime.engine.onnx_engine import OnnxEngine
+from hotpolicy.runtime.engine.onnx_session import OnnxOptions
 from hotpolicy.runtime.engine.torch_engine import TorchEngine, build_model, tensors_from_numpy
 from hotpolicy.runtime.errors import BundleError, ConfigError
 from hotpolicy.runtime.exported import KIND, SCHEMA, Exported, GraphName, file_sha256, prefix_digest, to_json
 from hotpolicy.runtime.golden import Golden
-from hotpolicy.runtime.graph import IR_VERSION, OPSET, Graph, external_tensor
+from hotpolicy.runtime.graph import OPSET, Graph, external_tensor
 from hotpolicy.runtime.manifest import TensorInfo
 from hotpolicy.runtime.model.pi0_graph import head_graph, prefix_graph
 from hotpolicy.runtime.transforms import Transforms
@@ -37,15 +38,18 @@ TOOLS = ("hotpolicy", "torch", "onnx", "onnxruntime", "numpy")
 
 def export(chain: Sequence[Bundle], out: Path | str, tolerance: float = TOLERANCE) -> Exported:
     """Export the version at the end of a chain (a full bundle, then deltas) into the new folder `out`.
-    `tolerance` is in normalised action units. Raises ConfigError when `out` is there already, BundleError when the
-    chain is not whole or ONNX Runtime differs from torch; then nothing is left behind."""
+    `tolerance` is in normalised action units. Raises ConfigError when `out` is there already or cannot be written,
+    BundleError when the chain is not whole or ONNX Runtime differs from torch; then nothing is left behind."""
     out = Path(out)
     if out.exists():
         raise ConfigError(f"out: expected a folder that does not exist, {out} does")
     tensors = resolve(chain)
     reference = TorchEngine(build_model(chain[-1].manifest.model, tensors_from_numpy(tensors)))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=".export-", dir=out.parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=".export-", dir=out.parent))
+    except OSError as error:
+        raise ConfigError(f"out: {out.parent} cannot be written: {error.strerror}") from error
     try:
         content = _write_graphs(fresh, chain, tensors, reference)
         certificate = _certify(_open_unsigned(fresh, chain, content), chain, reference, tolerance)
@@ -130,6 +134,3 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:  # a source tree that was not installed
         return "unknown"
-
-
-__all__ = ["IR_VERSION", "OPSET", "export"]

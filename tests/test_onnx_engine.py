@@ -19,7 +19,8 @@ from random_policy import TINY, golden_of, head_only, seal_delta, seal_random, t
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.certificate import made_up_batch
 from hotpolicy.runtime.client import ControlClient, PolicyClient
-from hotpolicy.runtime.engine.onnx_engine import OnnxEngine, OnnxOptions
+from hotpolicy.runtime.engine.onnx_engine import OnnxEngine
+from hotpolicy.runtime.engine.onnx_session import OnnxOptions
 from hotpolicy.runtime.engine.torch_engine import TorchEngine
 from hotpolicy.runtime.errors import BundleError, ConfigError, EngineFault
 from hotpolicy.runtime.export import export

@@ -165,6 +165,9 @@ def test_a_folder_that_is_there_is_not_touched(cases: Callable[[str], Case], tmp
     with pytest.raises(ConfigError, match="out: expected a folder that does not exist"):
         export([cases("tiny").bundle], tmp_path)
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"out: .*file cannot be written: "):
+        export([cases("tiny").bundle], tmp_path / "file" / "out")
 
 
 def test_what_cannot_be_exported_is_named(cases: Callable[[str], Case], tmp_path: Path) -> None:
