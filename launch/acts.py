@@ -35,6 +35,7 @@ from hotpolicy.runtime.errors import SwapRefused
 from hotpolicy.runtime.store import Store
 
 ARMS = 4
+BY = "hotpolicy demo"
 DEMONSTRATIONS = 24
 NEW = [Task("hover", colour) for colour in KNOWN_COLOURS]
 HARD = Task("touch", "purple")
@@ -203,11 +204,11 @@ class Play:
                 episode = pool.submit(station.attempt, NEW[1].instruction, seed)
                 while station.asked < asked + 2 and not episode.done():
                     time.sleep(0.001)
-                self.control.promote(version)
+                self.control.promote(version, by=BY)
                 self._mark(f"swap to {version[:8]}")
                 if len(versions := episode.result().versions) > 1:
                     return versions
-                self.control.rollback()  # the episode was over too soon to show it: once more
+                self.control.rollback(by=BY)  # the episode was over too soon to show it: once more
                 seed += 1
 
     def _episodes(self, station: Station, seconds: float) -> None:
@@ -246,7 +247,7 @@ class Play:
         self.story.score(f"{HARD.instruction}, head only", head_score, "red")
         full = self._lesson()
         full.start("purple, whole model", self.tuned, folder, "full", steps=FULL_STEPS, seed=self.seed, threads=2)
-        self.control.swap(version := self._passed(full))
+        self.control.swap(version := self._passed(full), by=BY)
         self._mark(f"swap to {version[:8]}")
         after = self._sum(self._examine(exam))
         self.story.score(f"{HARD.instruction}, whole model", after, "green")
@@ -277,7 +278,7 @@ class Play:
         first, *others = self.fleet.stations
         with self.fleet.busy(others, [task.instruction for task in OLD]):
             for direction in ("back", "forward"):
-                self.control.rollback()
+                self.control.rollback(by=BY)
                 live = self.control.status()["live"]
                 self._mark(f"{direction} to {live[:8]}")
                 report = first.attempt(OLD[0].instruction, self._scene(10))

@@ -74,7 +74,7 @@ class Lesson:
         ]  # fmt: skip
         self.child = Child(f"tuning of {name}", arguments, self.work / "tuning.log")
         self.taught = Taught(name)
-        self._events = self._follow()
+        self._events = follow(self.child)
         with self.story.bar("tuning", steps) as advance:
             for event in self._events:
                 self._note(event, advance)
@@ -106,17 +106,6 @@ class Lesson:
                     advance()
         return scores
 
-    def _follow(self) -> Iterator[dict[str, Any]]:
-        count = 0
-        while True:
-            line = self.child.next_line(count, SILENCE_S)
-            if line is None:
-                if self.taught.version:
-                    return
-                raise TuningError(f"{self.child.name} ended early: {self.child.last_words()}")
-            count += 1
-            yield json.loads(line)
-
     def _note(self, event: dict[str, Any], advance: Callable[..., None]) -> None:
         taught = self.taught
         match event["event"]:
@@ -145,3 +134,15 @@ class Lesson:
             case "sealed":
                 taught.version, taught.folder = event["version"], Path(event["folder"])
                 taught.passed, taught.reasons = event["passed"], event["reasons"]
+
+
+def follow(child: Child) -> Iterator[dict[str, Any]]:
+    """The events of a tuning process until it ends. Raises TuningError with its last words when it ends too early."""
+    count, last = 0, ""
+    while (line := child.next_line(count, SILENCE_S)) is not None:
+        count += 1
+        event = json.loads(line)
+        last = event["event"]
+        yield event
+    if last != "sealed":
+        raise TuningError(f"{child.name} ended early: {child.last_words()}")

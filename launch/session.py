@@ -1,83 +1,148 @@
-"""`hotpolicy session`: show, tune, judge, swap, again and again, while the server goes on serving."""
+"""`hotpolicy session`: demonstrate, tune, judge, publish, try, and again; the server serves all the while."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hotpolicy.launch.options import CONTROL, ROBOT, STORE, Control, LongestS, Release, Robot, Seed, StoreFolder, Task
-from hotpolicy.launch.record import LINGER, Teleop, operator
-from hotpolicy.runtime.errors import TuningError
+from hotpolicy.launch.options import CONTROL, ROBOT, STORE, Control, Robot, Seed, StoreFolder
+from hotpolicy.launch.record import LINGER, Teleop
+from hotpolicy.runtime.errors import ConfigError
 
-REFUSED = 2  # exit code of a tuning run that its gate, or its input, stopped
+if TYPE_CHECKING:
+    from hotpolicy.launch.rig import Rig
+
+FILE = "session.json"
+
+
+@dataclass
+class State:
+    """What a session has done; kept in its folder, so that it goes on where it was after a kill."""
+
+    rounds: int = 0  # finished: tuned and judged
+    published: list[str] = field(default_factory=list)  # versions that went live, oldest first
+    refused: list[str] = field(default_factory=list)  # candidates the gate did not pass
+    tried: list[list[int]] = field(default_factory=list)  # after each round: successes and episodes of the policy
+
+    @classmethod
+    def load(cls, folder: Path) -> State:
+        """Raises ConfigError when the file is damaged."""
+        path = folder / FILE
+        if not path.exists():
+            return cls()
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{path}: expected a session's state: {error}") from error
+
+    def save(self, folder: Path) -> None:
+        from hotpolicy.runtime import durable
+
+        durable.replace_file(folder / FILE, json.dumps(asdict(self), indent=2).encode())
 
 
 def session(
-    dataset: Annotated[Path, typer.Argument(help="Dataset folder that grows with every round.")],
-    task: Task,
+    folder: Annotated[Path, typer.Argument(help="The session's folder: dataset and state. Goes on where it was.")],
+    task: Annotated[list[str], typer.Option(help="Instruction; give it several times for several tasks, in turn.")],
     robot: Robot = ROBOT,
     teleop: Teleop = "scripted",
-    episodes: Annotated[int, typer.Option(min=1, help="Demonstrations per round.")] = 8,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds. Default: until you stop it (Ctrl-C).")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps per round, 32 frames each.")] = 350,
-    strategy: Annotated[str, typer.Option(help="What learns: heads, expert, top-N, full or progressive.")] = "expert",
-    trials: Annotated[int, typer.Option(min=0, help="Episodes of the gate's success check; 0: none.")] = 20,
     store: StoreFolder = STORE,
     control: Control = CONTROL,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds in all, those of earlier runs included.")] = 1,
+    episodes: Annotated[int, typer.Option(min=1, help="Demonstrations in each round.")] = 24,
+    tries: Annotated[int, typer.Option(min=0, help="Episodes by the policy after each round, over all tasks.")] = 8,
+    strategy: Annotated[str, typer.Option(help="What learns: heads, expert, top-N, full or progressive.")] = "expert",
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps in each round, 32 frames each.")] = 350,
+    trials: Annotated[int, typer.Option(min=0, help="Episodes of the gate's success check in simulation.")] = 20,
+    success: Annotated[float, typer.Option(help="Success rate the new tasks must reach in it, 0 to 1.")] = 0.8,
+    threads: Annotated[int, typer.Option(min=1, help="Torch threads of tuning.")] = 1,
     seed: Seed = 0,
-    longest_s: LongestS = None,
-    release: Release = False,
 ) -> None:
-    """Repeat: record demonstrations, tune the live version on all of them, and swap it in when it passes the gate.
-
-    The server has to run on the same store. A round that is refused changes nothing; the next has more to learn from.
-    """
+    """Teach a robot in rounds. Each round: demonstrations are recorded, the live version is tuned on all of them in a
+    process of its own, judged, and, if it passes, swapped into the running server; then the policy is tried."""
     from hotpolicy.launch.rig import Rig
-    from hotpolicy.launch.run import drive
-    from hotpolicy.launch.versions import connect
+    from hotpolicy.launch.versions import connect, open_store
+
+    state = State.load(folder)
+    open_store(store).live()
+    with connect(control) as client:
+        client.ping()  # fail now rather than after the demonstrations
+    folder.mkdir(parents=True, exist_ok=True)
+    tuning = [
+        "--store", str(store), "--strategy", strategy, "--steps", str(steps), "--trials", str(trials),
+        "--success", str(success), "--threads", str(threads), "--publish", control,
+    ]  # fmt: skip
+    with Rig.open(robot) as rig:
+        rig.arm.torque(True)
+        while state.rounds < rounds:
+            number = state.rounds + 1
+            if not collect(rig, teleop, folder / "dataset", task, episodes * number, seed):
+                typer.echo(f"stopped by the operator in round {number}; run the same command to go on")
+                return
+            verdict = learn(folder, tuning, seed + number)
+            (state.published if verdict["passed"] else state.refused).append(verdict["version"])
+            state.tried.append(attempt(rig, task, tries, seed + 100_000 * number))
+            state.rounds = number
+            state.save(folder)
+            word = "published" if verdict["passed"] else f"refused: {'; '.join(verdict['reasons'])}"
+            wins, count = state.tried[-1]
+            typer.echo(f"round {number}: {verdict['version']} {word}; the policy was tried: {wins} of {count}")
+
+
+def collect(rig: Rig, teleop: str, dataset: Path, tasks: Sequence[str], wanted: int, seed: int) -> bool:
+    """Record until the dataset has `wanted` episodes; those it has already count. False when the operator stops."""
+    from hotpolicy.finetune.recorder import Recorder
+    from hotpolicy.launch.record import operator
+    from hotpolicy.robots.feed import Feed
     from hotpolicy.robots.sources import OperatorSource
 
-    with connect(control) as client:
-        client.ping()  # before anybody demonstrates anything
-    arguments = [
-        str(dataset), "--store", str(store), "--steps", str(steps), "--strategy", strategy, "--trials", str(trials),
-        "--publish", control,
-    ]  # fmt: skip
-    done = 0
-    try:
-        with Rig.open(robot) as rig:
-            person = operator(rig, teleop)
-            try:
-                while rounds is None or done < rounds:
-                    typer.echo(f"round {done + 1}: {episodes} demonstrations of {task!r}")
-                    reports = drive(
-                        rig, task, OperatorSource(person), episodes, seed, longest_s,
-                        record=dataset, release=False, as_json=False, linger=LINGER,
-                    )  # fmt: skip
-                    if reports[-1].end == "stop":
-                        break
-                    seed += len(reports)
-                    _tune(arguments, seed=done)
-                    done += 1
-            finally:
-                person.close()
-                if release:
-                    rig.arm.torque(False)
-    except KeyboardInterrupt:
-        typer.echo("stopped")
-    typer.echo(f"{done} rounds; demonstrations in {dataset}")
+    with Recorder.open(dataset, rig.profile.spec) as recorder:
+        person = operator(rig, teleop)
+        feed = Feed(recorder, when_full="wait" if rig.stepped else "fail")
+        scene = seed + 1000 * len(recorder)
+        try:
+            while len(recorder) < wanted:
+                instruction = tasks[len(recorder) % len(tasks)]
+                rig.set_scene(instruction, scene)
+                scene += 1
+                report = rig.episode(instruction, OperatorSource(person), [feed], linger=LINGER)
+                if report.end == "stop":
+                    return False
+        finally:
+            feed.close()
+            person.close()
+    return True
 
 
-def _tune(arguments: list[str], seed: int) -> None:
-    """`hotpolicy finetune` in a process of its own; what it says appears here. Raises TuningError when it crashed."""
-    command = [sys.executable, "-m", "hotpolicy.launch.cli", "finetune", *arguments, "--seed", str(seed)]
-    sys.stdout.flush()
-    code = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
-    if code not in (0, REFUSED):
-        raise TuningError(f"tuning ended with exit code {code}; the live version is untouched")
-    if code == REFUSED:
-        typer.echo("nothing was swapped; the live version is untouched")
+def learn(folder: Path, options: Sequence[str], seed: int) -> dict[str, Any]:
+    """Tune, judge and publish in a process of its own; what it said at the end."""
+    from hotpolicy.launch.finetune import draw
+    from hotpolicy.launch.lesson import follow
+    from hotpolicy.launch.processes import Child
+
+    arguments = ["finetune", str(folder / "dataset"), *options, "--seed", str(seed), "--json"]
+    with Child("tuning", arguments, folder / "tuning.log") as child:
+        events: Iterator[dict[str, Any]] = draw(follow(child))
+        sealed = [event for event in events if event["event"] == "sealed"][-1]
+        if child.wait(60) not in (0, 2):
+            raise ConfigError(f"tuning ended badly: {child.last_words()}")
+    return sealed
+
+
+def attempt(rig: Rig, tasks: Sequence[str], tries: int, seed: int) -> list[int]:
+    """[successes, episodes] of the served policy. Where nobody can judge, nothing is counted as a success."""
+    from hotpolicy.launch.run import policy_source
+    from hotpolicy.runtime.client import PolicyClient
+
+    wins = 0
+    with PolicyClient(rig.profile.endpoint) as client:
+        for index in range(tries):
+            instruction = tasks[index % len(tasks)]
+            rig.set_scene(instruction, seed + index)
+            wins += bool(rig.episode(instruction, policy_source(rig, client, replan=4)).success)
+    return [wins, tries]

@@ -131,36 +131,6 @@ def test_run_a_served_policy(
     assert seen.versions == (bundle.id,)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_session_teaches_a_served_policy(
-    folder: Path, robot: Path, arm: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Demonstrations, tuning in its own process, the gate by held-out figures, and the swap into the live server."""
-    profile, store = load_profile(robot), Store(folder / "taught")
-    base = store.add(SHIPPED.parent / "assets/nano")
-    given = {"store": store.root, "endpoint": profile.endpoint, "control": profile.control}
-    with make_server(serve_options(None, given)) as server:
-        server.wait_ready()
-        monkeypatch.setattr(
-            sys,
-            "argv",
-            ["hotpolicy", "session", f"{folder}/lessons", "--robot", str(robot), "--task", "hover over the red cube",
-             "--episodes", "4", "--rounds", "1", "--steps", "10", "--trials", "0", "--store", str(store.root),
-             "--control", profile.control],
-        )  # fmt: skip
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        live = server.stats()["versions"]["live"]
-    out, err = capfd.readouterr()
-    assert not ended.value.code, err
-    assert live != base
-    assert f"{live} is live" in out
-    assert store.live() == live
-    assert store.open(live).manifest.verdict["passed"]
-    assert len(Dataset.open(folder / "lessons")) == 4
-
-
 def test_session_without_a_server(
     folder: Path, robot: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
