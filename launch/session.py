@@ -69,9 +69,9 @@ def session(
     from hotpolicy.launch.versions import connect, open_store
 
     state = State.load(folder)
-    open_store(store).live()
     with connect(control) as client:
         client.ping()  # fail now rather than after the demonstrations
+    open_store(store).live()
     folder.mkdir(parents=True, exist_ok=True)
     tuning = [
         "--store", str(store), "--strategy", strategy, "--steps", str(steps), "--trials", str(trials),

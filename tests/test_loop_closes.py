@@ -14,12 +14,13 @@ from hotpolicy.launch.profile import find_profile
 from hotpolicy.runtime.client import ControlClient
 from hotpolicy.runtime.store import Store
 
+pytestmark = pytest.mark.timeout(300)
 TASKS = ["hover over the red cube", "hover over the blue cube"]
 
 
 def hotpolicy(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "hotpolicy.launch.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=110, check=check)
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=check)
 
 
 @pytest.fixture(scope="module")
