@@ -56,7 +56,8 @@ class Feed:
         self._put(lambda: self.subscriber.begin(task))
 
     def step(self, step: Step) -> None:
-        """Raises the subscriber's own error, or RobotError when it has fallen behind (not for "drop")."""
+        """Raises the subscriber's own error (RobotError when it is none of hotpolicy's), or RobotError when it has
+        fallen behind (not for "drop")."""
         size = sum(image.nbytes for image in step.observation.images.values())
         with self._changed:
             if self.when_full == "wait":
@@ -134,9 +135,16 @@ class Feed:
                 self._changed.notify_all()
 
     def _do(self, call: Callable[[], object]) -> HotpolicyError | None:
+        failure: HotpolicyError
         try:
             call()
         except HotpolicyError as error:
-            log.error("%s: %s", type(self.subscriber).__name__, error)
-            return error
-        return None
+            failure = error
+        except Exception as error:  # noqa: BLE001  # it must not end the thread: the loop would wait for it
+            text = " ".join(str(error).split())
+            failure = RobotError(f"{type(self.subscriber).__name__} failed: {type(error).__name__}: {text}")
+            failure.__cause__ = error
+        else:
+            return None
+        log.error("told to %s: %s", type(self.subscriber).__name__, failure)
+        return failure
