@@ -35,6 +35,7 @@ EXTRAS = {
     "onnx": "export",
     "onnxscript": "export",
     "serial": "robots",
+    "cv2": "robots",
     "mujoco": "sim",
     "pyarrow": "finetune",
     "av": "finetune",
