@@ -16,6 +16,7 @@ except ModuleNotFoundError as error:  # the thin install of a robot client has n
     raise SystemExit(f"hotpolicy: the command line needs {error.name}: pip install 'hotpolicy[cli]'") from error
 
 from hotpolicy.launch.demo import demo
+from hotpolicy.launch.export import export
 from hotpolicy.launch.finetune import finetune
 from hotpolicy.launch.pretrain import pretrain_nano
 from hotpolicy.launch.record import record
@@ -64,6 +65,7 @@ VERBS = (
     status,
     history,
     add,
+    export,
     virtual_arm,
     demo,
     pretrain_nano,

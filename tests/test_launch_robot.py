@@ -108,8 +108,8 @@ def test_record_by_keyboard(folder: Path, robot: Path, arm: None) -> None:
     os.close(terminal)
     dataset = Dataset.open(folder / "by-hand")
     assert len(dataset) == 1
-    pan = dataset.episode(0).action[:, 0]
-    assert pan[-1] - pan[0] == pytest.approx(6.0, abs=0.5)  # two keys of 3 deg
+    episode = dataset.episode(0)
+    assert episode.action[-1, 0] - episode.state[0, 0] == pytest.approx(6.0, abs=0.5)  # two keys of 3 deg
 
 
 def test_run_a_served_policy(
