@@ -65,7 +65,8 @@ class Reception:
         id = message["id"]
         match message.get("kind"):
             case "infer":
-                return self._admit(peer, message)
+                self._admit(peer, message)
+                return None
             case "ping":
                 return envelope.message("pong", id, state=self._life.state)
             case "hello":

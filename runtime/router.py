@@ -57,9 +57,10 @@ class Router:
         """
         with self._lock:
             socket = self._socket
-            if not socket.get(zmq.EVENTS) & zmq.POLLIN:
+            if not int(socket.get(zmq.EVENTS)) & zmq.POLLIN:
                 return None
-            peer, frames = socket.recv(), []
+            peer = socket.recv()
+            frames: list[Buffer] = []
             while socket.get(zmq.RCVMORE):
                 frames.append(socket.recv(copy=False).buffer if frames else socket.recv())
         return peer, frames
@@ -75,7 +76,7 @@ class Router:
             except zmq.ZMQError as error:
                 self.dropped += 1
                 logger.warning("a reply was dropped: %s", error)
-            missed = self._socket.get(zmq.EVENTS) & zmq.POLLIN
+            missed = int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN
         if missed:
             self._bell.ring()
 
