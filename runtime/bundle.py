@@ -141,6 +141,7 @@ def seal(
             spec=spec.to_dict(), transforms=transforms, provenance=provenance, verdict=verdict, files=side,
         )  # fmt: skip
         save_file(arrays, fresh / manifest.weights, metadata={"format": "hotpolicy"})
+        (fresh / manifest.weights).chmod(0o644)  # safetensors makes it private
         durable.sync_file(fresh / manifest.weights)
         durable.write_file(fresh / "manifest.json", manifest.to_json())
         fresh.chmod(0o755)  # mkdtemp made it private

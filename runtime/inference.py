@@ -56,6 +56,8 @@ class Slot(Protocol):
 
     def policy_for(self, session: str, boundary: Boundary, episode: int) -> Any: ...  # Policy
 
+    def report_latency(self, version: str, ms: float) -> None: ...  # this version took so long for a batch
+
     def report_fault(self, version: str) -> None: ...  # this version failed to compute a batch
 
     def forget(self, session: str) -> None: ...  # its episode holds no version any more
@@ -194,6 +196,7 @@ class Inference:
             self._slot.report_fault(policy.version)  # enough of them, and the slot goes back to the version before
         for ticket, outcome in zip(batch, outcomes, strict=True):
             self._answer(ticket, _outcome(ticket, policy, outcome, started, ended))
+        self._slot.report_latency(policy.version, 1000 * (ended - started))
         self._ended, self._held_back = ended, 0.0
         self._computing = False
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hotpolicy.runtime.bundle import Bundle
@@ -66,32 +66,36 @@ class Loader:
             raise BundleError(f"{self.store.root}: no version can be served; the best one: {reasons[0]}")
         raise UnknownVersion(f"{self.store.root} has no version that can be served; add a full bundle first")
 
-    def prepare(self, version: str, live: Loaded | None, warm: Mapping[str, ServedPolicy]) -> Loaded:
-        """Load and try a version; `warm` are the policies in memory, by id. Raises one of CANDIDATE_FAULTS."""
+    def prepare(
+        self, version: str, live: Loaded | None, warm: Mapping[str, ServedPolicy], pace: Callable[[], float] = float
+    ) -> Loaded:
+        """Load and try a version; `warm` are the policies in memory, by id; `pace` tells what live takes while it
+        serves, ms, or 0. Raises one of CANDIDATE_FAULTS."""
         started = now()
         policy, root, golden = self._load_chain(version, warm)
         loaded = now()
         check_identity(policy, self.store.open(version), live.policy if live else None)
         own = ask(policy, golden or Golden.blank(policy.spec, policy.horizon))
         check_actions(policy, own, self.checks.margin)
-        moved = self._compare(policy, own, live) if live else None
+        live_ms = max(live.answers.latency_ms, pace()) if live else 0.0
+        moved = self._compare(policy, own, live, live_ms) if live else None
         verdict = Verdict(
             version=version,
             against=live.policy.version if live else None,
             golden=len(golden) if golden else 0,
             drift=moved,
             latency_ms=own.latency_ms,
-            live_latency_ms=live.answers.latency_ms if live else None,
+            live_latency_ms=live_ms if live else None,
             load_ms=(loaded - started) * 1000,
             verify_ms=(now() - loaded) * 1000,
         )
         return Loaded(policy, root, own, verdict)
 
-    def _compare(self, policy: ServedPolicy, own: Answers, live: Loaded) -> float:
+    def _compare(self, policy: ServedPolicy, own: Answers, live: Loaded, live_ms: float) -> float:
         """On live's observations: a candidate cannot bring easier ones."""
         beside = own if own.golden.same(live.answers.golden) else ask(policy, live.answers.golden)
         check_actions(policy, beside, self.checks.margin)
-        return compare(policy, beside, live.answers, live.policy.version, self.checks)
+        return compare(policy, beside, replace(live.answers, latency_ms=live_ms), live.policy.version, self.checks)
 
     def _load_chain(
         self, version: str, warm: Mapping[str, ServedPolicy]

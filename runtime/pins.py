@@ -38,6 +38,8 @@ class Pins:
             return policy
 
     def drop(self, session: str) -> None:
+        if session not in self._pins:  # without the lock: most sessions hold nothing, and must not wait for it
+            return
         with self._lock:
             self._pins.pop(session, None)
 

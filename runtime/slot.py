@@ -1,6 +1,6 @@
 """The versions in memory: live, staged, previous. A swap is a pointer flip; all the work is done before it.
 
-Rule 1: the inference thread calls `policy_for` and `report_fault` only, and neither waits for a disk or a model.
+Rule 1: the inference thread calls `policy_for` and `report_...` only, and none waits for a disk or a model.
 Rule 2: the pointer on disk moves first, then the one in memory, so a crash restarts on what was promised.
 """
 
@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from statistics import median
 
 from hotpolicy.runtime.checks import Checks, ServedPolicy, Verdict
 from hotpolicy.runtime.clock import now
@@ -21,6 +23,7 @@ from hotpolicy.runtime.messages import Boundary
 from hotpolicy.runtime.pins import Pins
 from hotpolicy.runtime.store import Store
 
+PACES = 32  # newest batches of live that its pace is the median of
 log = logging.getLogger(__name__)
 
 
@@ -48,6 +51,7 @@ class Slot:
         self._moving = threading.Lock()  # one promotion or rollback at a time; never held while a candidate loads
         self._pins = Pins()
         self._faults = 0  # of the live version, since it became live
+        self._paces: deque[float] = deque(maxlen=PACES)  # ms, of live
         self._retreat: threading.Thread | None = None
         self._held = Held(self._loader.first())
 
@@ -73,6 +77,12 @@ class Slot:
         if self._faults == self.checks.max_faults:
             self._retreat = threading.Thread(target=self._go_back, args=(version,), name="retreat", daemon=True)
             self._retreat.start()
+
+    def report_latency(self, version: str, ms: float) -> None:
+        """`version` took so long for a batch. Candidates are compared with how fast live is on this machine now,
+        with its robots asking: what it took when it was tried itself, perhaps on an idle machine, says less."""
+        if version == self._held.live.policy.version:
+            self._paces.append(ms)
 
     # what is held
 
@@ -109,7 +119,7 @@ class Slot:
                 raise SwapRefused(f"{version}: is live already")
             self._set_staged(None)  # before loading: never two candidates in memory
             try:
-                staged = self._loader.prepare(version, live, self._warm())
+                staged = self._loader.prepare(version, live, self._warm(), self._pace)
             except (SwapRefused, UnknownVersion) as error:
                 raise SwapRefused(str(error)) from error
             except CANDIDATE_FAULTS as error:
@@ -147,6 +157,10 @@ class Slot:
             self._retreat.join()
 
     # moving
+
+    def _pace(self) -> float:
+        paces = list(self._paces)
+        return median(paces) if paces else 0.0
 
     def _warm(self) -> dict[str, ServedPolicy]:
         held = self._held
@@ -192,6 +206,7 @@ class Slot:
         started = now()
         self._held = held
         self._faults = 0
+        self._paces.clear()
         self.flip_ms = (now() - started) * 1000
         self._pins.sweep()
 

@@ -71,6 +71,9 @@ class TinySlot:
                 return self.live
             return self.pinned.setdefault((session, episode), self.live)
 
+    def report_latency(self, version: str, ms: float) -> None:
+        assert ms >= 0
+
     def report_fault(self, version: str) -> None:
         self.faults.append(version)
 

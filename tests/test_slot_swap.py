@@ -297,6 +297,17 @@ def test_a_slow_candidate_is_refused(tmp_path: Path) -> None:
         shop.slot.stage(shop.sealed(1, delay_ms=60).id)
 
 
+def test_latency_is_compared_with_what_live_takes_while_it_serves(tmp_path: Path) -> None:
+    shop = Shop(tmp_path, Checks(max_slowdown=3.0, grace_ms=20.0))
+    slow = shop.sealed(1, delay_ms=60).id
+    for _ in range(9):
+        shop.slot.report_latency(shop.base.id, 25.0)
+        shop.slot.report_latency("another", 0.0)
+    assert shop.slot.stage(slow).live_latency_ms == 25.0
+    shop.swap(slow, "r1")
+    assert shop.slot.stage(shop.child(2)).live_latency_ms != 25.0  # the pace was the old version's
+
+
 def test_what_was_tried_against_another_live_version_is_tried_again(shop: Shop) -> None:
     """A rollback may happen while a candidate is being staged; the candidate was then compared with the wrong one."""
     first, second = shop.child(1), shop.child(2)
