@@ -133,9 +133,10 @@ def test_sigkill_at_random_times(tmp_path: Path) -> None:
         writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert writer.stdout is not None
         assert writer.stdout.readline() == "ready\n"
-        time.sleep(randomness.uniform(0.0, 0.15))
+        heard = "".join(writer.stdout.readline() for _ in range(randomness.randrange(4)))  # on a slow machine too
+        time.sleep(randomness.uniform(0.0, 0.05))
         writer.send_signal(signal.SIGKILL)
-        lines = writer.stdout.read().split("\n")
+        lines = (heard + writer.stdout.read()).split("\n")
         writer.stdout.close()
         writer.wait()
         acknowledged += [line for line in lines[:-1] if line]  # a line without its end was not acknowledged
@@ -148,4 +149,4 @@ def test_sigkill_at_random_times(tmp_path: Path) -> None:
         assert len(promoted) <= len(acknowledged) + round_ + 1  # at most one unacknowledged change a kill
         for bundle in store.versions()[-3:]:
             bundle.verify()
-    assert len(acknowledged) > 8
+    assert len(acknowledged) >= 8
