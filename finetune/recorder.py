@@ -113,12 +113,16 @@ class Recorder:
         self._taking = Take(task, self.root / WORK, self._sealed.info, self._codec)
 
     def step(self, step: Step) -> None:
-        """Take one frame. Raises BadRequest when it does not fit the robot or the task; the episode goes on."""
+        """Take one frame. Raises BadRequest when it does not fit the robot or the task (the episode may go on without
+        it), DatasetError when the disk refuses."""
         take = self._in_progress()
         check_step(step, self.spec)
         if step.observation.task != take.task:
             raise BadRequest(f"task: expected {take.task!r} throughout the episode, got {step.observation.task!r}")
-        take.add(step)
+        try:
+            take.add(step)
+        except (OSError, av.FFmpegError) as error:
+            raise DatasetError(f"{self.root}: a frame of episode {len(self)} could not be kept ({error})") from error
 
     def save(self, success: bool | None = None) -> int:
         """Seal the episode and return its number. Raises BadRequest when it has no frames, DatasetError when the disk

@@ -79,7 +79,8 @@ class Feed:
     def discard(self) -> None:
         """Forget the episode. Never raises: it is what one does after an error."""
         with self._changed:
-            self._failure = None
+            if self.when_full != "drop":
+                self._failure = None
             self._add(self.subscriber.discard, 0)
 
     def flush(self, timeout_s: float = 60.0) -> None:
@@ -129,10 +130,18 @@ class Feed:
                 self._busy = False
                 self._held -= size
                 if failure is not None:
-                    self._failure = failure
-                    self._events.clear()  # what follows a failed event belongs to the same episode
-                    self._held = 0
+                    self._give_up(failure)
                 self._changed.notify_all()
+
+    def _give_up(self, failure: HotpolicyError) -> None:
+        """What waits behind a failed event is of the same episode: nothing of it is of use but its end."""
+        discarded = any(call == self.subscriber.discard for call, _ in self._events)
+        self._events.clear()
+        self._held = 0
+        if discarded and self.when_full != "drop":  # the loop had given the episode up before
+            self._add(self.subscriber.discard, 0)
+        else:
+            self._failure = failure
 
     def _do(self, call: Callable[[], object]) -> HotpolicyError | None:
         failure: HotpolicyError

@@ -47,7 +47,7 @@ class EpisodeReport:
     @property
     def kept(self) -> bool:
         """Whether subscribers were asked to save it."""
-        return self.end in ("judged", "limit", "done")
+        return _worth_keeping(self.end, self.ticks)
 
 
 @dataclass(slots=True)
@@ -86,7 +86,7 @@ class ControlLoop:
             source.begin(task)
             end, success = self._drive(task, source, max_ticks, judge, linger, tally)
             self.arm.hold()
-            self._settle(end, success)
+            self._settle(_worth_keeping(end, tally.ticks), success)
         except BaseException:
             self._abandon()
             raise
@@ -102,7 +102,8 @@ class ControlLoop:
         left = max_ticks
         while left > 0:
             if not self._tick(task, source, tally):
-                return source.decision(), _success(source.decision())
+                decision = source.decision()
+                return decision, _success(decision) if judge is None else bool(verdict)
             left -= 1
             if verdict is None and judge is not None and (verdict := judge()) is not None:
                 left = min(left, linger)
@@ -142,12 +143,12 @@ class ControlLoop:
             self._held_at = state.positions.astype(np.float32)
         return self._held_at
 
-    def _settle(self, end: End, success: bool | None) -> None:
+    def _settle(self, kept: bool, success: bool | None) -> None:
         for feed in self.feeds:
-            if end in ("again", "stop"):
-                feed.discard()
-            else:
+            if kept:
                 feed.save(success)
+            else:
+                feed.discard()
         for feed in self.feeds:
             if feed.when_full != "drop":  # nobody waits for a viewer
                 feed.flush()
@@ -165,3 +166,7 @@ class ControlLoop:
 def _success(decision: Decision) -> bool | None:
     """A person who says "done" says that it went well."""
     return True if decision == "done" else None
+
+
+def _worth_keeping(end: End, ticks: int) -> bool:
+    return ticks > 0 and end not in ("again", "stop")

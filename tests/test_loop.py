@@ -200,6 +200,7 @@ def test_an_episode_nobody_wants(arm: LimitedArm, feed: MakeFeed, decision: Deci
 def test_a_source_that_ends_at_once(arm: LimitedArm) -> None:
     report = ControlLoop(arm, [Eye()], AtOnce()).run(TASK, Script(), max_ticks=99)
     assert (report.end, report.ticks, report.longest_s, report.versions) == ("done", 0, 0.0, ())
+    assert not report.kept  # there is nothing to keep
 
 
 @pytest.mark.parametrize(("word", "linger", "ticks"), [(True, 0, 3), (True, 2, 5), (False, 0, 3)])
@@ -208,6 +209,14 @@ def test_the_judge_ends_it(arm: LimitedArm, word: bool, linger: int, ticks: int)
     loop = ControlLoop(arm, [Eye()], AtOnce())
     report = loop.run(TASK, Script(*[wish(1)] * 20), max_ticks=20, judge=lambda: verdicts.pop(0), linger=linger)
     assert (report.end, report.success, report.ticks) == ("judged", word, ticks)
+
+
+def test_where_a_judge_looks_on_it_is_the_judge_who_says_success(arm: LimitedArm) -> None:
+    loop = ControlLoop(arm, [Eye()], AtOnce())
+    report = loop.run(TASK, Script(wish(1)), max_ticks=9, judge=lambda: None)
+    assert (report.end, report.success, report.kept) == ("done", False, True)
+    report = loop.run(TASK, Script(wish(1), wish(1)), max_ticks=9, judge=lambda: True, linger=5)
+    assert (report.end, report.success, report.ticks) == ("done", True, 2)
 
 
 @pytest.mark.parametrize(("judge", "success"), [(None, None), (lambda: None, False)])
