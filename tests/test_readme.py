@@ -61,3 +61,12 @@ def test_make_targets_exist() -> None:
 def test_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("https://") or (ROOT / target).exists()
+
+
+def test_architecture_names_files_that_exist() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    named = [name for line in text.splitlines() for name in re.findall(r"`([a-z_/]+\.py)`", line)]
+    everything = [str(path) for path in ROOT.glob("*/**/*.py")]
+    missing = [name for name in named if not any(path.endswith(f"/{name}") for path in everything)]
+    assert named
+    assert not missing
