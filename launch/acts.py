@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from hotpolicy.finetune.dataset import Dataset
 from hotpolicy.finetune.recorder import Recorder
 from hotpolicy.launch.charts import Curve, Latency
 from hotpolicy.launch.film import Film
@@ -23,8 +24,10 @@ from hotpolicy.launch.machine import describe_machine
 from hotpolicy.launch.nano import SHIPPED, VERBS
 from hotpolicy.launch.processes import Child
 from hotpolicy.launch.report import Strip
+from hotpolicy.launch.rig import Rig
 from hotpolicy.launch.rollouts import Score
 from hotpolicy.launch.story import Story
+from hotpolicy.launch.teleop import LINGER
 from hotpolicy.robots.feed import Feed
 from hotpolicy.robots.sim.tasks import KNOWN_COLOURS, PHRASES, Task
 from hotpolicy.robots.sources import OperatorSource
@@ -121,31 +124,35 @@ class Play:
 
     def demonstrate(self) -> None:
         self.dataset = self.out / "demonstrations"
-        self._record(self.dataset, NEW, self._scene(3))
+        self.episodes = self._record(self.dataset, NEW, self._scene(3), by_hand=self.teleop == "keyboard")
         self.last_demonstration = now()
-        self.story.say(f"{DEMONSTRATIONS} episodes in {self.dataset}, sealed one by one")
+        self.story.say(f"{self.episodes} episodes in {self.dataset}, sealed one by one")
 
-    def _record(self, folder: Path, tasks: Sequence[Task], seed: int) -> None:
+    def _record(self, folder: Path, tasks: Sequence[Task], seed: int, by_hand: bool = False) -> int:
+        """Record demonstrations of the tasks in turn; how many there are to learn from."""
         shutil.rmtree(folder, ignore_errors=True)
         rig = self.fleet.stations[0].rig
-        assert rig.world is not None
-        with Recorder.open(folder, rig.profile.spec) as recorder, self.story.bar("episodes", DEMONSTRATIONS) as advance:
-            if self.teleop == "keyboard" and tasks is NEW:
+        with Recorder.open(folder, rig.profile.spec) as recorder:
+            if by_hand:
                 from hotpolicy.launch.teleop import demonstrate_by_keyboard
 
                 demonstrate_by_keyboard(rig, recorder, [t.instruction for t in tasks], DEMONSTRATIONS, seed)
-                return
-            feed = Feed(recorder, when_full="wait")
-            operator = ScriptedOperator(rig.world)
-            while len(recorder) < DEMONSTRATIONS:
-                task = tasks[len(recorder) % len(tasks)].instruction
+            else:
+                self._record_script(rig, recorder, tasks, seed)
+        return sum(episode.success is not False for episode in Dataset.open(folder).episodes)
+
+    def _record_script(self, rig: Rig, recorder: Recorder, tasks: Sequence[Task], seed: int) -> None:
+        assert rig.world is not None
+        feed, operator = Feed(recorder, when_full="wait"), ScriptedOperator(rig.world)
+        good = 0  # a failure is recorded as one, and nobody learns from it
+        with self.story.bar("episodes", DEMONSTRATIONS) as advance:
+            while good < DEMONSTRATIONS:
+                task = tasks[good % len(tasks)].instruction
                 rig.set_scene(task, seed)
                 seed += 1
-                # Two ticks more after success: the end of a movement belongs to it.
-                report = rig.episode(task, OperatorSource(operator), [feed], linger=2)
-                if report.success:
-                    advance()
-            feed.close()
+                good += bool(rig.episode(task, OperatorSource(operator), [feed], linger=LINGER).success)
+                advance(to=good)
+        feed.close()
 
     # ── e, f ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -182,7 +189,7 @@ class Play:
             "strategy": "expert",
             "seconds": round(self.lesson.taught.seconds, 2),
             "steps": self.lesson.taught.steps,
-            "episodes": DEMONSTRATIONS,
+            "episodes": self.episodes,
             "frames": self.lesson.taught.frames,
             "demo_to_serving_s": round(serving - self.last_demonstration, 2),
         }
