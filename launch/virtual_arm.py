@@ -38,4 +38,4 @@ def virtual_arm(
     config = VirtualArmConfig(
         world=endpoint, link=port_link or Path(profile.port), realtime=realtime, image_size=size[0]
     )
-    serve_virtual_arm(config, ready=lambda path: typer.echo(f"ready: {config.link} -> {path}, world {endpoint}"))
+    serve_virtual_arm(config, ready=lambda path: typer.echo(f"ready: {path}, world {endpoint}"))
