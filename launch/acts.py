@@ -43,7 +43,7 @@ DEMONSTRATIONS = 24
 NEW = [Task("hover", colour) for colour in KNOWN_COLOURS]
 HARD = Task("touch", "purple")
 OLD = [Task(verb, colour) for verb in VERBS for colour in KNOWN_COLOURS]
-HEAD_STEPS, FULL_STEPS = 350, 300
+HEAD_STEPS, FULL_STEPS = 350, 260
 QUIET_S = 4.0  # of load before the swap, to compare with
 SETTLE_S = 2.0  # of load after it
 
@@ -268,6 +268,7 @@ class Play:
             "before": _counts(before),
             "after_head": _counts(head_score),
             "after_full": _counts(after),
+            "full_tuning_seconds": full.taught.seconds,
         }
 
     def _passed(self, lesson: Lesson) -> str:

@@ -18,7 +18,13 @@ _BY_TASK = {"*": _RATE}
 _BEFORE_AFTER = {"name": "text", "before": _RATE, "after": _RATE}
 SCHEMA: dict[str, Any] = {
     "new_task": _BEFORE_AFTER,
-    "hard_task?": {"name": "text", "before": _RATE, "after_head": _RATE, "after_full": _RATE},
+    "hard_task?": {
+        "name": "text",
+        "before": _RATE,
+        "after_head": _RATE,
+        "after_full": _RATE,
+        "full_tuning_seconds": "number",
+    },
     "old_tasks": {"before": _BY_TASK, "after": _BY_TASK, "after_without_replay?": _BY_TASK},
     "tuning": {
         "strategy": "text",
@@ -129,6 +135,7 @@ def bars(data: Results) -> list[Bar]:
     if hard := data["hard_task"]:
         found.append(_at_most("hard task, head only", rate(hard["after_head"]), 0.50, ""))
         found.append(_at_least("hard task, full tuning", rate(hard["after_full"]), 0.90))
+        found.append(_at_most("full tuning time", hard["full_tuning_seconds"], 120, "s"))
     if onnx := data["onnx"]:
         found.append(_at_most("ONNX against torch, normalised actions", onnx["max_abs_error"], 1e-4, ""))
     quick = data["hard_task"] is None and data["onnx"] is None
