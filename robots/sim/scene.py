@@ -106,8 +106,8 @@ class RayCamera:
         count = size * size
         self._hit = np.full(count, -1, np.int32)
         self._distance = np.zeros(count)
-        # MuJoCo 4 asks for a buffer of surface normals; 3.x does not know the argument.
-        takes_normals = int(mujoco.__version__.split(".")[0]) >= 4
+        # Newer MuJoCo asks for a buffer of surface normals; 3.3 does not know the argument.
+        takes_normals = "normal:" in (mujoco.mj_multiRay.__doc__ or "")
         self._normals = {"normal": np.zeros(count * 3)} if takes_normals else {}
 
     def render(self, data: mujoco.MjData) -> np.ndarray:
