@@ -132,7 +132,7 @@ def seal_base(
 ) -> Bundle:
     """The bundle, with a rehearsal set, golden observations and, once known, the checks it passed."""
     rng = np.random.default_rng(config.training.seed)
-    chosen = np.sort(rng.choice(len(frames), config.rehearsal_frames, replace=False))
+    chosen = np.sort(rng.choice(len(frames), min(config.rehearsal_frames, len(frames)), replace=False))
     golden = np.sort(rng.choice(len(frames), 8, replace=False))
     rehearsal = Samples(
         frames.images[chosen][:, None], frames.state[chosen], frames.actions[chosen], frames.tasks[chosen]
