@@ -41,7 +41,7 @@ def seal_candidate(
         transforms=parent.manifest.transforms,
         provenance=_provenance(outcome, lessons, config),
         verdict=verdict.to_dict() if verdict else None,
-        files={FILE: rehearsal_bytes(extend(lessons.old, lessons.new, REHEARSED))},
+        files={FILE: rehearsal_bytes(extend(lessons.rehearsal, lessons.new, REHEARSED))},
     )
 
 

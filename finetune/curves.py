@@ -33,6 +33,16 @@ class Evaluation:
 class Curves:
     train: list[float] = field(default_factory=list)  # flow loss of every step's batch
     evaluations: list[Evaluation] = field(default_factory=list)
+    chosen: int | None = None  # step whose weights the run leaves; None: the last
+
+    @property
+    def parent(self) -> Evaluation:
+        return self.evaluations[0]
+
+    @property
+    def candidate(self) -> Evaluation:
+        """Of the weights the run leaves, which with patience are not those of its last step."""
+        return next((at for at in reversed(self.evaluations) if at.step == self.chosen), self.evaluations[-1])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; the training curve as means over equal stretches."""

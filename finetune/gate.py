@@ -32,6 +32,8 @@ class Bounds:
     margin: float = 0.05  # actions may leave a joint's range by this part of it
     jerk: float = 3.0  # roughness of chunks as a multiple of live's, at most
     drift: float = 0.25  # mean distance from live on golden observations, as part of the joints' range
+    slowdown: float = 2.0  # latency as a multiple of live's, at most ...
+    slowdown_room_ms: float = 5.0  # ... plus this
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +69,9 @@ class GateVerdict:
 def judge(
     candidate: Policy, live: Policy, golden: Golden, curves: Curves, trials: Sequence[Trial], bounds: Bounds
 ) -> GateVerdict:
-    """`curves` are the tuning run's: its first evaluation is of the parent, its last of the candidate."""
+    """`curves` are the run's that made the candidate from live."""
     reasons, figures = _on_golden(candidate, live, golden, bounds)
-    first, last = curves.evaluations[0], curves.evaluations[-1]
+    first, last = curves.parent, curves.candidate
     figures["held_out"] = {"before": first.to_dict(), "after": last.to_dict()}
     new = [trial for trial in trials if trial.live is None]
     if not new:
@@ -106,6 +108,9 @@ def _on_golden(candidate: Policy, live: Policy, golden: Golden, bounds: Bounds) 
         reasons.append(f"drift {moved:.3f} of the joints' range on golden observations, at most {bounds.drift:g}")
     if rough > bounds.jerk * usual + 1e-4:
         reasons.append(f"chunks {rough / usual:.1f} times as rough as live's, at most {bounds.jerk:g}")
+    allowed = bounds.slowdown * before.latency_ms + bounds.slowdown_room_ms
+    if answers.latency_ms > allowed:
+        reasons.append(f"latency {answers.latency_ms:.1f} ms, at most {allowed:.1f} ms")
     return reasons, {
         "golden": len(golden),
         "drift": round(moved, 5),

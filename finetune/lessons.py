@@ -37,6 +37,7 @@ class Lessons:
     new_held_out: Samples | None = None
     old_held_out: Samples | None = None
     sources: tuple[Source, ...] = ()
+    rehearsal: Samples | None = None  # the parent's whole set: what the next version's begins with
 
 
 def gather(
@@ -64,11 +65,13 @@ def gather(
         new_held_out=_joined([held for _, held, _ in new]),
         old_held_out=_joined([watched, *(held for _, held, _ in old)]),
         sources=tuple(source for _, _, source in (*new, *old)),
+        rehearsal=rehearsal,
     )
 
 
 def split_frames(samples: Samples) -> tuple[Samples, Samples | None]:
-    """A rehearsal set has no episodes: hold out every tenth frame of each task."""
+    """A rehearsal set has no episodes: hold out every tenth frame of each task. Neighbours of a held-out frame may be
+    trained on, so its figures say whether a task is forgotten, not how well it was learned."""
     held = np.zeros(len(samples), bool)
     for name in samples.task_names():
         held[np.flatnonzero(samples.tasks == name)[EVERY - 1 :: EVERY]] = True

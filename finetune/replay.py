@@ -56,9 +56,20 @@ def rehearsal_bytes(samples: Samples) -> bytes:
 
 
 def extend(old: Samples | None, new: Samples, per_task: int) -> Samples:
-    """`old`, and up to `per_task` frames of each task of `new`: what the next version should rehearse."""
-    lesson = new.spread(per_task * len(new.task_names()))
-    return join([old, lesson]) if old else lesson
+    """`old`, and up to `per_task` frames of each task of `new`: what the next version should rehearse. A task that was
+    rehearsed already gives half of its room to the new frames, so that the set does not grow with every round."""
+    kept = [] if old is None else [_of(old, name) for name in old.task_names() if name not in new.task_names()]
+    for name in new.task_names():
+        before = None if old is None else _of(old, name)
+        room = per_task if not before else max(per_task, len(before))
+        if before:
+            kept.append(before.spread(room // 2))
+        kept.append(_of(new, name).spread(room - room // 2 if before else room))
+    return join(kept)
+
+
+def _of(samples: Samples, task: str) -> Samples:
+    return samples.pick(samples.tasks == task)
 
 
 def _fault(arrays: dict[str, np.ndarray], joints: int | None) -> str:

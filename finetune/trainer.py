@@ -113,7 +113,7 @@ class Trainer:
             due = done % config.evaluate_every == 0 or done == config.steps
             evaluation = self._evaluate(done) if due else None
             yield self._progress(done, loss, started, evaluation)
-            if evaluation and keeper.exhausted(evaluation, self._ema.model):
+            if evaluation and keeper.exhausted(evaluation, self._averages()):
                 stopped = "patience"
                 break
             if config.seconds is not None and now() - started > config.seconds and done < config.steps:
@@ -217,9 +217,10 @@ class Trainer:
             step, chosen_by = keeper.step, "held-out loss and action error, new and old tasks in equal parts"
             if step < done:
                 self._ema.model.load_state_dict(keeper.weights, strict=False)
+        self.curves.chosen = step
         self._outcome = Outcome(
             model=self._ema.model,
-            learned=tuple(name for name, parameter in self.model.named_parameters() if parameter.requires_grad),
+            learned=tuple(self._averages()),
             curves=self.curves,
             step=step,
             chosen_by=chosen_by,
@@ -229,6 +230,11 @@ class Trainer:
             cache_mb=self._cache_mb,
             notes=tuple(self.notes),
         )
+
+    def _averages(self) -> dict[str, Tensor]:
+        """The averaged weights of what has been trained so far."""
+        averages = self._ema.model.state_dict()
+        return {name: averages[name] for name, raw in self.model.named_parameters() if raw.requires_grad}
 
     def _check_data(self) -> None:
         if self.config.patience is not None and "new" not in self.watched:
@@ -245,7 +251,7 @@ class _Keeper:
         self.score, self.step, self.waited = math.inf, 0, 0
         self.weights: dict[str, Tensor] = {}
 
-    def exhausted(self, evaluation: Evaluation, model: Pi0) -> bool:
+    def exhausted(self, evaluation: Evaluation, weights: dict[str, Tensor]) -> bool:
         if self.patience is None:
             return False
         score = badness(self.first.new, evaluation.new)
@@ -253,7 +259,7 @@ class _Keeper:
             score = (score + badness(self.first.old, evaluation.old)) / 2
         if score < self.score:
             self.score, self.step, self.waited = score, evaluation.step, 0
-            self.weights = {name: value.clone() for name, value in model.state_dict().items()}
+            self.weights = {name: value.clone() for name, value in weights.items()}
             return False
         self.waited += 1
         return self.waited >= self.patience
