@@ -139,10 +139,8 @@ class Attention(nn.Module):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         """mask (batch, 1, queries or 1, keys) bool: True may be seen."""
-        groups = query.shape[1] // key.shape[1]
-        if groups > 1:
-            key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        shared = query.shape[1] != key.shape[1]  # several query heads read one key/value head, which is never copied
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=shared)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
