@@ -84,7 +84,7 @@ class Trainer:
         self.curves = Curves()
         self._random = torch.Generator().manual_seed(config.seed)
         self._outcome: Outcome | None = None
-        self._cache_mb = 0.0
+        self.cache_mb = 0.0  # of K/V kept in this stage
         self._check_data()
 
     @property
@@ -146,7 +146,7 @@ class Trainer:
     def _choose_prefixes(self) -> None:
         self._prefixes: Prefixes = ComputedPrefixes(self.model, self.frames)
         self._kept: dict[str, Prefixes] = {}
-        self._cache_mb, config = 0.0, self.config
+        self.cache_mb, config = 0.0, self.config
         if not self.stage.frozen_prefix or config.caching == "off":
             return
         needed = sum(
@@ -161,7 +161,7 @@ class Trainer:
             return
         self._prefixes = CachedPrefixes(self.model, self.frames)
         self._kept = {side: CachedPrefixes(self.model, held.frames) for side, held in self.watched.items()}
-        self._cache_mb = needed / 1e6
+        self.cache_mb = needed / 1e6
 
     def _step(self, step: int) -> float:
         config = self.config
@@ -227,7 +227,7 @@ class Trainer:
             steps=done,
             stopped=stopped,
             seconds=seconds,
-            cache_mb=self._cache_mb,
+            cache_mb=self.cache_mb,
             notes=tuple(self.notes),
         )
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +60,7 @@ def finetune(
     from hotpolicy.finetune.gate import Bounds
     from hotpolicy.finetune.settings import TuneConfig
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of every `finally`: nothing half written stays
     os.nice(nice)
     config = TuneConfig(strategy=strategy, steps=steps, rate=rate, replay=replay, patience=patience, seed=seed)
     config = replace(config, evaluate_every=max(1, steps // 5))
@@ -129,11 +133,13 @@ def tune(
     outcome = trainer.outcome
     yield {"event": "trained", "seconds": round(outcome.seconds, 2), "steps": outcome.steps, "notes": outcome.notes}
     candidates = store.root / "candidates"
-    draft = seal_candidate(candidates, chain, outcome, lessons, config)
     if not gate:
-        yield {"event": "sealed", "version": draft.id, "folder": str(draft.folder), "passed": None, "reasons": []}
+        sealed = seal_candidate(candidates, chain, outcome, lessons, config)
+        yield {"event": "sealed", "version": sealed.id, "folder": str(sealed.folder), "passed": None, "reasons": []}
         return
-    candidate = Policy(draft, TorchEngine(outcome.model.eval()))
+    with tempfile.TemporaryDirectory() as scratch:  # a policy is made of a bundle; the one to keep has a verdict in it
+        draft = seal_candidate(Path(scratch), chain, outcome, lessons, config)
+        candidate = Policy(draft, TorchEngine(outcome.model.eval()))
     tried = []
     if trials:
         old = lessons.old.task_names() if lessons.old is not None else ()
