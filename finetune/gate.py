@@ -20,6 +20,8 @@ from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.messages import RobotSpec
 from hotpolicy.runtime.policy import Policy
 
+TURNS = 5  # of a candidate that seems slow: on a busy machine any one may be so by chance
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
@@ -28,12 +30,12 @@ class Bounds:
     success: float = 0.8  # at least this rate on the new tasks, where they were tried
     old_loss: float = 0.15  # at most this much lower than live on the old tasks, where they were tried
     old_error: float = 1.5  # held-out action error of old tasks as a multiple of live's, at most ...
-    old_error_room: float = 1.0  # ... plus this many degrees
+    old_error_room: float = 1.0  # ... plus this many degrees, or percent for a gripper
     margin: float = 0.05  # actions may leave a joint's range by this part of it
     jerk: float = 3.0  # roughness of chunks as a multiple of live's, at most
     drift: float = 0.25  # mean distance from live on golden observations, as part of the joints' range
     slowdown: float = 2.0  # latency as a multiple of live's, at most ...
-    slowdown_room_ms: float = 5.0  # ... plus this
+    slowdown_room_ms: float = 5.0  # ... plus this many milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,16 +110,20 @@ def _on_golden(candidate: Policy, live: Policy, golden: Golden, bounds: Bounds) 
         reasons.append(f"drift {moved:.3f} of the joints' range on golden observations, at most {bounds.drift:g}")
     if rough > bounds.jerk * usual + 1e-4:
         reasons.append(f"chunks {rough / usual:.1f} times as rough as live's, at most {bounds.jerk:g}")
-    allowed = bounds.slowdown * before.latency_ms + bounds.slowdown_room_ms
-    if answers.latency_ms > allowed:
-        reasons.append(f"latency {answers.latency_ms:.1f} ms, at most {allowed:.1f} ms")
+    latency, usual_latency, turns = answers.latency_ms, before.latency_ms, 1
+    while (slow := latency > bounds.slowdown * usual_latency + bounds.slowdown_room_ms) and turns < TURNS:
+        latency = min(latency, ask(candidate, golden).latency_ms)
+        usual_latency, turns = min(usual_latency, ask(live, golden).latency_ms), turns + 1
+    if slow:
+        allowed = f"at most {bounds.slowdown:g} times that"
+        reasons.append(f"latency {latency:.1f} ms, live {usual_latency:.1f} ms, {allowed}")
     return reasons, {
         "golden": len(golden),
         "drift": round(moved, 5),
         "jerk": round(rough, 5),
         "live_jerk": round(usual, 5),
-        "latency_ms": round(answers.latency_ms, 2),
-        "live_latency_ms": round(before.latency_ms, 2),
+        "latency_ms": round(latency, 2),
+        "live_latency_ms": round(usual_latency, 2),
     }
 
 
@@ -138,8 +144,13 @@ def _not_better(before: ByTask, after: ByTask) -> list[str]:
 
 
 def _forgotten(before: ByTask, after: ByTask, bounds: Bounds) -> list[str]:
-    return [
-        f"{task}: held-out action error {after[task].error_deg:.2f} deg, live {before[task].error_deg:.2f}: forgotten"
-        for task in after
-        if task in before and after[task].error_deg > bounds.old_error * before[task].error_deg + bounds.old_error_room
-    ]
+    reasons = []
+    for task in after:
+        if task not in before:
+            continue
+        # A gripper that closes too late loses the object while the arm's path hardly changes: it is judged by itself.
+        for kind, unit in (("error_deg", "deg"), ("error_percent", "percent")):
+            now, was = getattr(after[task], kind), getattr(before[task], kind)
+            if now > bounds.old_error * was + bounds.old_error_room:
+                reasons.append(f"{task}: held-out action error {now:.2f} {unit}, live {was:.2f}: forgotten")
+    return reasons

@@ -92,15 +92,17 @@ class HeldOut:
 def badness(before: Mapping[str, Figures], now: Mapping[str, Figures]) -> float:
     """One number to choose between steps of a run: mean over tasks of log loss and log action error against what
     they were before tuning, in equal parts. Lower is better; neither can throw a step away alone."""
+    return float(np.mean([_worse(before[task], now[task]) for task in now]))
 
-    def ratio(new: float, old: float) -> float:
-        return float(np.log(max(new, 1e-9) / max(old, 1e-9)))
 
-    return float(
-        np.mean(
-            [
-                ratio(now[task].loss, before[task].loss) / 2 + ratio(now[task].error_deg, before[task].error_deg) / 2
-                for task in now
-            ]
-        )
-    )
+def _worse(before: Figures, now: Figures) -> float:
+    errors = [
+        _log_ratio(new, old)
+        for new, old in ((now.error_deg, before.error_deg), (now.error_percent, before.error_percent))
+        if old > 0  # a robot without a gripper
+    ]
+    return _log_ratio(now.loss, before.loss) / 2 + (float(np.mean(errors)) / 2 if errors else 0.0)
+
+
+def _log_ratio(new: float, old: float) -> float:
+    return float(np.log(max(new, 1e-9) / max(old, 1e-9)))

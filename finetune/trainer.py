@@ -28,8 +28,6 @@ from hotpolicy.runtime.messages import RobotSpec
 from hotpolicy.runtime.model.pi0 import Pi0, sample_times
 from hotpolicy.runtime.transforms import Transforms
 
-REPLAY_DRAW = 1_000_003  # keeps the seeds of held-out noise of old tasks apart from the new ones'
-
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -72,11 +70,11 @@ class Trainer:
         parts = [Frames.encode(part, transforms) for part in (lessons.new, lessons.old) if part is not None]
         self.frames, self.new = concatenate(parts), len(parts[0])
         self.replayed = round(config.batch * config.replay) if len(parts) > 1 else 0
-        self.watched = {
-            side: HeldOut(samples.spread(config.watched), transforms, spec, config.seed + draw)
+        self.watched = {  # its draws do not depend on the run: figures of different runs and versions compare
+            side: HeldOut(samples.spread(config.watched), transforms, spec, draw)
             for side, samples, draw in (
                 ("new", lessons.new_held_out, 0),
-                ("old", lessons.old_held_out, REPLAY_DRAW),
+                ("old", lessons.old_held_out, 1),
             )
             if samples is not None
         }

@@ -1,5 +1,6 @@
 """The gate: each reason to refuse a candidate, one at a time, and what lets one pass."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -39,8 +40,8 @@ def golden():
     return found
 
 
-def figures(error: float) -> Figures:
-    return Figures(loss=0.1, error_deg=error, error_percent=1.0, frames=40)
+def figures(error: float, percent: float = 1.0) -> Figures:
+    return Figures(loss=0.1, error_deg=error, error_percent=percent, frames=40)
 
 
 def curves(new=(5.0, 1.0), old=(1.0, 1.1)) -> Curves:
@@ -75,6 +76,14 @@ REFUSED = {
 }
 
 
+def test_a_gripper_that_forgot_is_seen_by_itself(live, golden):
+    """Measured: lifting fell from 1.0 to 0.0 while the arm's own error rose from 1.3 to 1.7 degrees only."""
+    course = curves(old=(1.3, 1.7))
+    course.evaluations[1] = Evaluation(350, course.evaluations[1].new, {"old": figures(1.7, percent=4.6)})
+    found = verdict(live, live, golden, trials=[], course=course)
+    assert found.reasons == ("old: held-out action error 4.60 percent, live 1.00: forgotten",)
+
+
 @pytest.mark.parametrize(("reason", "given"), REFUSED.items(), ids=REFUSED)
 def test_refused(live, golden, reason, given):
     found = verdict(live, live, golden, **given)
@@ -96,6 +105,15 @@ def test_bent_answers_are_refused(live, golden, reason, bend):
     found = verdict(Bent(live, bend), live, golden, bounds=bounds)
     assert not found.passed
     assert any(reason in one for one in found.reasons), found.reasons
+
+
+def test_a_slow_candidate_is_refused(live, golden):
+    def dawdle(actions):
+        time.sleep(0.15 + 0.02 * len(actions))
+        return actions
+
+    found = verdict(Bent(live, dawdle), live, golden, bounds=replace(Bounds(), slowdown=1.0))
+    assert [reason.split()[0] for reason in found.reasons] == ["latency"]
 
 
 def test_without_trials_the_held_out_error_decides_and_says_so(live, golden):

@@ -147,7 +147,7 @@ def test_patience_keeps_the_best_step() -> None:
     assert outcome.stopped == "patience"
     assert outcome.step < outcome.steps < 400
     assert "action error" in outcome.chosen_by
-    held = HeldOut(few.new_held_out, TRANSFORMS, SPEC, config.seed)  # type: ignore[arg-type]
+    held = HeldOut(few.new_held_out, TRANSFORMS, SPEC)  # type: ignore[arg-type]
     measured = held.measure(outcome.model, ComputedPrefixes(outcome.model, held.frames))
     chosen = next(at for at in outcome.curves.evaluations if at.step == outcome.step)
     assert next(iter(measured.values())).loss == pytest.approx(next(iter(chosen.new.values())).loss, rel=1e-4)
