@@ -44,6 +44,9 @@ def finetune(
         typer.Option(min=0, help="Episodes of the success check on the simulated table, for tasks it knows; 0: none."),
     ] = 20,
     success: Annotated[float, typer.Option(help="Success rate the new tasks must reach in it, 0 to 1.")] = 0.8,
+    old_error: Annotated[
+        float, typer.Option(min=1, help="Where old tasks are not tried, their held-out error may grow so many times.")
+    ] = 1.5,
     gate: Annotated[
         bool,
         typer.Option("--gate/--no-gate", help="Judge the candidate; without, it is sealed but not put in the store."),
@@ -64,7 +67,7 @@ def finetune(
     os.nice(nice)
     config = TuneConfig(strategy=strategy, steps=steps, rate=rate, replay=replay, patience=patience, seed=seed)
     config = replace(config, evaluate_every=max(1, steps // 5))
-    events = tune(store, base, datasets, config, threads, gate, trials, Bounds(success=success))
+    events = tune(store, base, datasets, config, threads, gate, trials, Bounds(success=success, old_error=old_error))
     for event in events if as_json else draw(events):
         if as_json:
             typer.echo(json.dumps(event))

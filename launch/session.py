@@ -60,6 +60,9 @@ def session(
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps in each round, 32 frames each.")] = 350,
     trials: Annotated[int, typer.Option(min=0, help="Episodes of the gate's success check in simulation.")] = 20,
     success: Annotated[float, typer.Option(help="Success rate the new tasks must reach in it, 0 to 1.")] = 0.8,
+    old_error: Annotated[
+        float, typer.Option(min=1, help="Where old tasks are not tried, their held-out error may grow so many times.")
+    ] = 1.5,
     threads: Annotated[int, typer.Option(min=1, help="Torch threads of tuning.")] = 1,
     seed: Seed = 0,
 ) -> None:
@@ -75,7 +78,7 @@ def session(
     folder.mkdir(parents=True, exist_ok=True)
     tuning = [
         "--store", str(store), "--strategy", strategy, "--steps", str(steps), "--trials", str(trials),
-        "--success", str(success), "--threads", str(threads), "--publish", control,
+        "--success", str(success), "--old-error", str(old_error), "--threads", str(threads), "--publish", control,
     ]  # fmt: skip
     with Rig.open(robot) as rig:
         rig.arm.torque(True)
