@@ -79,7 +79,8 @@ class Scheduler:
         return superseded
 
     def cancel(self, session: SessionKey) -> Ticket | None:
-        """Take a session's waiting ticket out, if there is one."""
+        """Take a session's waiting ticket out, if there is one, and expect no more of it."""
+        self._heard.pop(session, None)
         place = self._places.pop(session, None)
         return place.ticket if place else None
 

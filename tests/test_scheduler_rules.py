@@ -114,6 +114,11 @@ def test_nobody_waits_for_company_who_has_none_or_has_waited_enough() -> None:
     batch(scheduler, 10.101)
     scheduler.admit(ticket("b", id=2, arrived=20.0))
     assert scheduler.hold(20.0) == 0.0, "a has been silent for long"
+    batch(scheduler, 20.0)
+    scheduler.admit(ticket("a", id=3, arrived=20.1))
+    assert scheduler.hold(20.1) > 0.0
+    scheduler.cancel((b"b", "b"))
+    assert scheduler.hold(20.1) == 0.0, "b has left"
 
 
 def test_a_patient_session_is_not_starved_by_urgent_ones() -> None:
