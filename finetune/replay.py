@@ -6,8 +6,6 @@ A delta inherits the set of the version it changes, or brings a larger one with 
 from __future__ import annotations
 
 import io
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import numpy as np
 from hotpolicy.finetune.samples import Samples, join
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.errors import BundleError
+from hotpolicy.runtime.npz import read_npz
 
 FILE = "rehearsal.npz"
 ARRAYS = ("images", "state", "actions", "tasks")
@@ -32,14 +31,7 @@ def rehearsal_of(chain: Sequence[Bundle]) -> Samples | None:
 
 def load_rehearsal(path: Path, joints: int | None = None) -> Samples:
     """Read `rehearsal.npz`. Raises BundleError naming the array that is missing or not what it should be."""
-    try:
-        # not np.load: it would take a lone array or a pickle too, and leaves open a file that it cannot read
-        with path.open("rb") as file, np.lib.npyio.NpzFile(file) as data:
-            if sorted(data.files) != sorted(ARRAYS):
-                raise BundleError(f"{path}: expected {', '.join(ARRAYS)}, got {', '.join(sorted(data.files))}")
-            arrays = {name: data[name] for name in ARRAYS}
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise BundleError(f"{path}: not an npz of rehearsal frames: {error}") from error
+    arrays = read_npz(path, ARRAYS, "rehearsal frames")
     if fault := _fault(arrays, joints):
         raise BundleError(f"{path}: {fault}")
     return Samples(**arrays)

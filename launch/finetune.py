@@ -41,8 +41,12 @@ def finetune(
     nice: Annotated[int, typer.Option(min=0, max=19, help="Lower priority, so that serving comes first.")] = 5,
     trials: Annotated[
         int,
-        typer.Option(min=0, help="Episodes of the success check on the simulated table, for tasks it knows; 0: none."),
-    ] = 20,
+        typer.Option(
+            min=0,
+            help="Episodes of a success check on the simulated table, for tasks it knows by their words; 0: none, and "
+            "held-out episodes decide. For demonstrations of the virtual arm only.",
+        ),
+    ] = 0,
     success: Annotated[float, typer.Option(help="Success rate the new tasks must reach in it, 0 to 1.")] = 0.8,
     old_error: Annotated[
         float, typer.Option(min=1, help="Where old tasks are not tried, their held-out error may grow so many times.")

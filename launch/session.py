@@ -58,7 +58,10 @@ def session(
     tries: Annotated[int, typer.Option(min=0, help="Episodes by the policy after each round, over all tasks.")] = 8,
     strategy: Annotated[str, typer.Option(help="What learns: heads, expert, top-N, full or progressive.")] = "expert",
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps in each round, 32 frames each.")] = 350,
-    trials: Annotated[int, typer.Option(min=0, help="Episodes of the gate's success check in simulation.")] = 20,
+    trials: Annotated[
+        int | None,
+        typer.Option(min=0, help="Episodes of the gate's success check. Default: 20 with a virtual arm, else none."),
+    ] = None,
     success: Annotated[float, typer.Option(help="Success rate the new tasks must reach in it, 0 to 1.")] = 0.8,
     old_error: Annotated[
         float, typer.Option(min=1, help="Where old tasks are not tried, their held-out error may grow so many times.")
@@ -77,10 +80,12 @@ def session(
     open_store(store).live()
     folder.mkdir(parents=True, exist_ok=True)
     tuning = [
-        "--store", str(store), "--strategy", strategy, "--steps", str(steps), "--trials", str(trials),
+        "--store", str(store), "--strategy", strategy, "--steps", str(steps),
         "--success", str(success), "--old-error", str(old_error), "--threads", str(threads), "--publish", control,
     ]  # fmt: skip
     with Rig.open(robot) as rig:
+        checks = trials if trials is not None else 20 if rig.world is not None else 0
+        tuning += ["--trials", str(checks)]
         rig.arm.torque(True)
         while state.rounds < rounds:
             number = state.rounds + 1

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.errors import BundleError
 from hotpolicy.runtime.messages import Observation, RobotSpec
+from hotpolicy.runtime.npz import read_npz
 
 FILE = "golden.npz"
 IDLE = "hold still"  # an instruction that any tokenizer takes
@@ -74,14 +73,7 @@ class Golden:
     @classmethod
     def load(cls, path: Path) -> Golden:
         """Read `golden.npz`. Raises BundleError when it is damaged."""
-        try:
-            # not np.load: it would take a lone array or a pickle too, and leaves open a file that it cannot read
-            with path.open("rb") as file, np.lib.npyio.NpzFile(file) as data:
-                if sorted(data.files) != sorted(ARRAYS):
-                    raise BundleError(f"{path}: expected {', '.join(ARRAYS)}, got {', '.join(sorted(data.files))}")
-                arrays = {name: data[name] for name in ARRAYS}
-        except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-            raise BundleError(f"{path}: not an npz of golden observations: {error}") from error
+        arrays = read_npz(path, ARRAYS, "golden observations")
         try:
             return cls(**arrays)
         except BundleError as error:
