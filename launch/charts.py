@@ -91,27 +91,39 @@ def curve_svg(curve: Curve, salt: str) -> str:
 
 
 def latency_svg(latency: Latency) -> str:
-    """Median and slowest of each moment; thousands of single points would hide both."""
+    """Median and slowest of each moment; thousands of single points would hide both. Quiet times are left open."""
     at, ms = np.asarray(latency.at_s, float), np.asarray(latency.ms, float)
-    figure, axes = _axes(height=2.4)
+    figure, axes = _axes(height=2.6)
     if len(at):
-        bins = np.linspace(at.min(), at.max() + 1e-9, min(_BINS, max(2, len(at))) + 1)
-        which = np.digitize(at, bins) - 1
-        filled = np.unique(which)
-        middle = (bins[filled] + bins[filled + 1]) / 2
-        slowest = [ms[which == index].max() for index in filled]
-        axes.plot(middle, slowest, color=BEFORE, linewidth=1, label="slowest")
-        axes.plot(middle, [np.median(ms[which == i]) for i in filled], color=AFTER, linewidth=1.6, label="median")
-        axes.set_ylim(0, max(slowest) * 1.25)
-        axes.legend(frameon=False, labelcolor=INK, loc="lower right", ncols=2)
-    for at_s, label in latency.swaps:
-        axes.axvline(at_s, color=MARK, linewidth=1.2)
-        axes.annotate(label, (at_s, 0.98), xycoords=("data", "axes fraction"), xytext=(4, 0), color=MARK,
-                      textcoords="offset points", va="top", fontsize=9)  # fmt: skip
+        edges = np.linspace(at.min(), at.max() + 1e-9, min(_BINS, max(2, len(at))) + 1)
+        which = np.digitize(at, edges) - 1
+        median, slowest = np.full((2, len(edges) - 1), np.nan)
+        for index in np.unique(which):
+            median[index], slowest[index] = np.median(ms[which == index]), ms[which == index].max()
+        middle = (edges[:-1] + edges[1:]) / 2
+        # The small dots show moments that stand alone between two quiet ones.
+        axes.plot(middle, slowest, ".-", color=BEFORE, linewidth=1, markersize=2, label="slowest")
+        axes.plot(middle, median, ".-", color=AFTER, linewidth=1.6, markersize=2, label="median")
+        axes.set_ylim(0, np.nanmax(slowest) * 1.3)
+        axes.legend(frameon=False, labelcolor=INK, loc="upper left", ncols=2)
+    _mark(axes, latency.swaps)
     axes.set_xlabel("s")
     axes.set_ylabel("round trip, ms")
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
     return _svg(figure, "latency")
+
+
+def _mark(axes: Any, swaps: Sequence[tuple[float, str]]) -> None:
+    """A line and a label for each; labels that would meet go one line up, and end at the line near the right edge."""
+    low, high = axes.get_xlim()
+    last, level = low - high, 0
+    for at_s, label in sorted(swaps):
+        level = level + 1 if at_s - last < 0.16 * (high - low) else 0
+        last = at_s
+        right = at_s < low + 0.85 * (high - low)
+        axes.axvline(at_s, color=MARK, linewidth=1.2)
+        axes.annotate(label, (at_s, 1.02 + 0.1 * level), xycoords=("data", "axes fraction"), color=MARK, fontsize=9,
+                      ha="left" if right else "right", annotation_clip=False)  # fmt: skip
 
 
 def _axes(width: float = 9.4, height: float = 2.4) -> tuple[Figure, Any]:

@@ -77,7 +77,7 @@ def _page(
         latency_chart=latency_svg(latency) if latency else None,
         strips=[(strip, _pictures(strip)) for strip in strips],
         columns=[column for column in _COLUMNS if any(column in entry for entry in history)],
-        history=history,
+        history=[{**entry, "at": str(entry.get("at", ""))[:19].replace("T", " ")} for entry in history],
     )
 
 
