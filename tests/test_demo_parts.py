@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hotpolicy.launch.acts import NEW, OLD, _p99, _share
+from hotpolicy.launch.examiner import NEW, OLD, p99, share
 from hotpolicy.launch.film import Film
 from hotpolicy.launch.fleet import Answer, by_verb
 from hotpolicy.launch.lesson import follow
@@ -16,9 +16,9 @@ from hotpolicy.runtime.messages import Observation, Step
 
 
 def test_fifty_episodes_are_shared_evenly():
-    shared = _share(NEW, 50)
+    shared = share(NEW, 50)
     assert [count for _, count in shared] == [13, 13, 12, 12]
-    assert sum(count for _, count in _share(OLD, 3)) == 3
+    assert sum(count for _, count in share(OLD, 3)) == 3
 
 
 def test_scores_add_up_under_their_verb():
@@ -28,7 +28,7 @@ def test_scores_add_up_under_their_verb():
 
 def test_the_slowest_percent_leaves_out_what_was_not_answered():
     answers = [Answer(0.0, float(ms), "v", None) for ms in range(101)] + [Answer(0.0, float("nan"), None, "expired")]
-    assert _p99(answers) == 99.0
+    assert p99(answers) == 99.0
 
 
 def test_controls_take_away_what_they_say():
