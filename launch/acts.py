@@ -224,7 +224,8 @@ class Play:
                 live = self.control.status()["live"]
                 self._mark(f"{direction} to {live[:8]}")
                 report = first.attempt(OLD[0].instruction, self.exam.scene(10))
-                self.story.say(f"{direction}: version {live[:8]}, and the next episode was served by {report.versions}")
+                served = ", ".join(version[:8] for version in report.versions)
+                self.story.say(f"{direction}: version {live[:8]}, and the next episode was served by {served}")
                 assert report.versions == (live,), f"expected {live}, got {report.versions}"
 
     def onnx(self) -> None:

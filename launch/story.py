@@ -60,7 +60,7 @@ class Story:
     def score(self, label: str, score: Score, colour: str = "") -> None:
         low, high = interval({"successes": score.successes, "episodes": score.episodes})
         rate = f"[bold {colour}]{score.rate:.2f}[/]" if colour else f"[bold]{score.rate:.2f}[/]"
-        self.say(f"{label:<34} {rate}  {score.successes}/{score.episodes}, 95 % {low:.2f} to {high:.2f}")
+        self.say(f"{label:<36} {rate}  {score.successes}/{score.episodes}, 95 % {low:.2f} to {high:.2f}")
 
     def table(self, bars: Sequence[Bar]) -> None:
         """The bars this run was measured against."""
