@@ -82,8 +82,8 @@ class Play:
         self.found["old_tasks"] = {"before": _by_task(self.exam.old()), "after_without_replay": None}
 
     def demonstrate(self) -> None:
-        self.dataset = self.out / "demonstrations"
         rig, by_hand = self.fleet.stations[0].rig, self.teleop == "keyboard"
+        self.dataset = self.out / ("demonstrations-by-hand" if by_hand else "demonstrations")
         self.episodes = demonstrate(rig, self.dataset, NEW, self.exam.scene(3), self.story, by_hand)
         self.last_demonstration = now()
         self.story.say(f"{self.episodes} episodes in {self.dataset}, sealed one by one")
@@ -104,7 +104,9 @@ class Play:
             )
 
     def _lesson(self) -> Lesson:
-        return Lesson(self.work, self.store, self.story)
+        lesson = Lesson(self.work, self.store, self.story)
+        self._stack.callback(lesson.stop)  # whatever ends the demo ends its tuning
+        return lesson
 
     def swap(self) -> None:
         version = self._passed(self.lesson)

@@ -20,8 +20,10 @@ DEMONSTRATIONS = 24
 
 
 def demonstrate(rig: Rig, folder: Path, tasks: Sequence[Task], seed: int, story: Story, by_hand: bool = False) -> int:
-    """Record the tasks in turn into a new dataset; how many episodes there are to learn from."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Record the tasks in turn; how many episodes there are to learn from. A script's dataset is made anew, a
+    person's is gone on with: nobody's work is thrown away."""
+    if not by_hand:
+        shutil.rmtree(folder, ignore_errors=True)
     with Recorder.open(folder, rig.profile.spec) as recorder:
         if by_hand:
             demonstrate_by_keyboard(rig, recorder, [task.instruction for task in tasks], DEMONSTRATIONS, seed)

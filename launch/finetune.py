@@ -27,9 +27,7 @@ def finetune(
     datasets: Annotated[list[Path], typer.Argument(help="Dataset folders with the new demonstrations.")],
     store: StoreFolder = STORE,
     base: Annotated[str, typer.Option(help="Version to start from: an id, or live.")] = "live",
-    strategy: Annotated[
-        str, typer.Option(help="What learns: heads, expert, top-N, full or progressive (see docs).")
-    ] = "expert",
+    strategy: Annotated[str, typer.Option(help="What learns: heads, expert, top-N, full or progressive.")] = "expert",
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps, 32 frames each.")] = 350,
     rate: Annotated[float | None, typer.Option(help="Peak learning rate. Default: the strategy's.")] = None,
     replay: Annotated[float, typer.Option(help="Share of each batch taken from old tasks, 0 to 0.95.")] = 0.5,

@@ -46,10 +46,11 @@ class Taught:
 
 
 class Lesson:
-    """One run. `train` returns when the weights are there, `judge` when the gate has spoken."""
+    """One run. `start` returns when the weights are trained, `finish` when the gate has spoken."""
 
     def __init__(self, work: Path, store: Store, story: Story):
         self.work, self.store, self.story = work, store, story
+        self.child: Child | None = None
 
     def start(
         self,
@@ -86,11 +87,13 @@ class Lesson:
         """Follow it to the end: trials, verdict, seal."""
         for event in self._events:
             self._note(event, lambda *_, **__: None)
-        self.child.stop()
+        self.stop()
         return self.taught
 
     def stop(self) -> None:
-        self.child.stop()
+        """End the process if it is still there."""
+        if self.child is not None:
+            self.child.stop()
 
     def examine(self, exams: Sequence[Exam]) -> dict[str, Score]:
         """Success of the candidate, called directly: it is not one that any server would serve."""
