@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from hotpolicy.finetune.settings import TuneConfig
 
 Event = dict[str, Any]
+TERMINATED = 128 + signal.SIGTERM  # exit code, as a shell reports it
 
 
 def finetune(
@@ -65,7 +67,7 @@ def finetune(
     from hotpolicy.finetune.gate import Bounds
     from hotpolicy.finetune.settings import TuneConfig
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of every `finally`: nothing half written stays
+    asked = _end_on_sigterm()
     os.nice(nice)
     config = TuneConfig(strategy=strategy, steps=steps, rate=rate, replay=replay, patience=patience, seed=seed)
     config = replace(config, evaluate_every=max(1, steps // 5))
@@ -73,6 +75,8 @@ def finetune(
     for event in events if as_json else draw(events):
         if as_json:
             typer.echo(json.dumps(event))
+        if asked.is_set():
+            sys.exit(TERMINATED)  # by way of every `finally`: nothing half written stays
     if not gate:
         return
     if not event["passed"]:
@@ -83,6 +87,19 @@ def finetune(
         with ControlClient(control) as client:
             client.swap(event["version"])
         typer.echo(json.dumps({"event": "live", **event}) if as_json else f"{event['version']} is live")
+
+
+def _end_on_sigterm() -> threading.Event:
+    """Set by the first SIGTERM; a second one ends the process at once. An exception thrown out of a signal handler
+    would be lost whenever the signal met a callback, so the run looks at this between steps instead."""
+    asked = threading.Event()
+
+    def ask(number: int, frame: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, ask)
+    return asked
 
 
 def tune(
