@@ -18,11 +18,11 @@ import pyarrow as pa
 
 from hotpolicy.finetune import layout
 from hotpolicy.finetune.catalog import EpisodeInfo, camera_columns, check_files, joint_names, load_episodes, load_stats
-from hotpolicy.finetune.disk import sha256
 from hotpolicy.finetune.episodes import Episode
 from hotpolicy.finetune.images import from_png, read_video
 from hotpolicy.finetune.layout import Info
 from hotpolicy.finetune.stats import Stats
+from hotpolicy.runtime.digest import file_sha256
 from hotpolicy.runtime.errors import DatasetError
 from hotpolicy.runtime.messages import CameraSpec, RobotSpec
 
@@ -188,11 +188,11 @@ class Dataset:
     def verify(self) -> None:
         """Hash every file that was recorded with a hash. Raises DatasetError naming the first that changed."""
         for file in dict.fromkeys(file for info in self.episodes for file in info.files):
-            if file in self.sums and sha256(self.root / file) != self.sums[file]:
+            if file in self.sums and file_sha256(self.root / file) != self.sums[file]:
                 raise DatasetError(f"{self.root / file}: altered since it was recorded (sha256 differs)")
 
     def _sha256(self, file: str) -> str:
-        return self.sums.get(file) or sha256(self.root / file)
+        return self.sums.get(file) or file_sha256(self.root / file)
 
     def _chosen(self, cameras: Sequence[str] | None) -> list[str]:
         chosen = list(self._columns) if cameras is None else list(cameras)

@@ -20,11 +20,12 @@ import pyarrow as pa
 
 from hotpolicy.finetune import layout, stats
 from hotpolicy.finetune.dataset import Dataset
-from hotpolicy.finetune.disk import make_folder, move, put, sha256
+from hotpolicy.finetune.disk import make_folder, move, put
 from hotpolicy.finetune.episodes import Episode, check_step
 from hotpolicy.finetune.images import Codec, codec_named
 from hotpolicy.finetune.layout import Info, Storage
 from hotpolicy.finetune.take import Take
+from hotpolicy.runtime.digest import file_sha256
 from hotpolicy.runtime.errors import BadRequest, DatasetError
 from hotpolicy.runtime.messages import RobotSpec, Step
 
@@ -208,7 +209,7 @@ class Recorder:
         videos = take.finish()
         moves = {layout.DATA.format(**place): data}
         moves |= {layout.VIDEO.format(video_key=column, **place): path for column, path in videos.items()}
-        sums = {**before.sums, **{name: sha256(path) for name, path in moves.items()}}
+        sums = {**before.sums, **{name: file_sha256(path) for name, path in moves.items()}}
         for name, path in moves.items():
             move(path, self.root / name)
         row = _episode_row(take, before.info, place, list(videos), success, episode_stats)

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from hotpolicy.runtime import durable
+from hotpolicy.runtime.digest import file_sha256
 from hotpolicy.runtime.errors import BundleError
 from hotpolicy.runtime.manifest import FILE_NAME, SCHEMA, Manifest, TensorInfo
 from hotpolicy.runtime.messages import RobotSpec
@@ -79,7 +80,7 @@ class Bundle:
             )
         path = self.folder / name
         try:
-            sha256 = _file_sha256(path)
+            sha256 = file_sha256(path)
         except OSError as error:
             raise BundleError(f"{path}: missing") from error
         if sha256 != self.manifest.files[name]:
@@ -189,14 +190,6 @@ def _array_sha256(array: np.ndarray) -> str:
     return hashlib.sha256(np.asarray(array, order="C").reshape(-1).view(np.uint8).data).hexdigest()
 
 
-def _file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
-
-
 def _side_file(folder: Path, name: str, data: bytes | Path) -> str:
     if not FILE_NAME.fullmatch(name):
         raise BundleError(f"files: expected plain side file names, got {name!r}")
@@ -204,7 +197,7 @@ def _side_file(folder: Path, name: str, data: bytes | Path) -> str:
         durable.copy_file(data, folder / name)
     else:
         durable.write_file(folder / name, data)
-    return _file_sha256(folder / name)
+    return file_sha256(folder / name)
 
 
 def _first_line(error: Exception) -> str:

@@ -4,33 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.errors import BundleError
-from hotpolicy.runtime.manifest import TensorInfo
 
 
-def check_delta(parent: Mapping[str, TensorInfo], delta: Mapping[str, TensorInfo]) -> None:
+class Shaped(Protocol):
+    """A tensor, or what a manifest says of one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> object: ...
+
+
+def check_delta(parent: Mapping[str, Shaped], delta: Mapping[str, Shaped]) -> None:
     """Raises BundleError naming a delta's tensor that its parent lacks, or has in another shape or dtype."""
-    for name, info in delta.items():
-        if name not in parent:
-            raise BundleError(f"tensor {name}: not in the parent, so a delta cannot change it")
-        was = parent[name]
-        if (was.shape, was.dtype) != (info.shape, info.dtype):
-            raise BundleError(f"tensor {name}: parent has {was.dtype} {was.shape}, delta {info.dtype} {info.shape}")
-
-
-def apply_delta(parent: Mapping[str, np.ndarray], delta: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The parent's tensors with the delta's in their places; unchanged arrays are shared, not copied.
-    Raises BundleError as `check_delta` does."""
     for name, tensor in delta.items():
         if name not in parent:
             raise BundleError(f"tensor {name}: not in the parent, so a delta cannot change it")
         was = parent[name]
         if (was.shape, was.dtype) != (tensor.shape, tensor.dtype):
             raise BundleError(f"tensor {name}: parent has {was.dtype} {was.shape}, delta {tensor.dtype} {tensor.shape}")
+
+
+def apply_delta(parent: Mapping[str, np.ndarray], delta: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The parent's tensors with the delta's in their places; unchanged arrays are shared, not copied.
+    Raises BundleError as `check_delta` does."""
+    check_delta(parent, delta)
     return {**parent, **delta}
 
 

@@ -21,11 +21,12 @@ from hotpolicy.runtime import durable
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.certificate import TOLERANCE, Certificate, certify, golden_batch, made_up_batch
 from hotpolicy.runtime.chain import resolve
+from hotpolicy.runtime.digest import file_sha256
 from hotpolicy.runtime.engine.onnx_engine import OnnxEngine
 from hotpolicy.runtime.engine.onnx_session import OnnxOptions
 from hotpolicy.runtime.engine.torch_engine import TorchEngine, build_model, tensors_from_numpy
 from hotpolicy.runtime.errors import BundleError, ConfigError
-from hotpolicy.runtime.exported import KIND, SCHEMA, Exported, GraphName, file_sha256, prefix_digest, to_json
+from hotpolicy.runtime.exported import KIND, SCHEMA, Exported, GraphName, prefix_digest, to_json
 from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.graph import OPSET, Graph, external_tensor
 from hotpolicy.runtime.manifest import TensorInfo

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hotpolicy.runtime.bundle import Bundle
+from hotpolicy.runtime.digest import file_sha256
 from hotpolicy.runtime.errors import BundleError
 from hotpolicy.runtime.manifest import Manifest, TensorInfo, canonical
 
@@ -62,8 +63,9 @@ class Exported:
         folder = Path(folder)
         content = _read_manifest(folder)
         for name, expected in content["files"].items():
-            if "/" in name or file_sha256(folder / name) != expected:
+            if "/" in name:
                 raise BundleError(f"{folder / name}: digest mismatch: the file was altered after the export")
+            _verify_file(folder / name, expected)
         try:
             return cls(folder, content, Bundle(folder, Manifest.from_dict(content["bundle"])))
         except BundleError as error:
@@ -83,16 +85,13 @@ def prefix_digest(
     return hashlib.sha256(canonical({"model": model, "tensors": mine}).encode()).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """Raises BundleError when there is no such file."""
-    digest = hashlib.sha256()
+def _verify_file(path: Path, expected: str) -> None:
     try:
-        with path.open("rb") as file:
-            while part := file.read(1 << 20):
-                digest.update(part)
+        found = file_sha256(path)
     except OSError as error:
         raise BundleError(f"{path}: missing") from error
-    return digest.hexdigest()
+    if found != expected:
+        raise BundleError(f"{path}: digest mismatch: the file was altered after the export")
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
