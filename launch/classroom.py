@@ -10,7 +10,7 @@ from hotpolicy.finetune.dataset import Dataset
 from hotpolicy.finetune.recorder import Recorder
 from hotpolicy.launch.rig import Rig
 from hotpolicy.launch.story import Story
-from hotpolicy.launch.teleop import LINGER, demonstrate_by_keyboard
+from hotpolicy.launch.teleop import LINGER, collect
 from hotpolicy.robots.feed import Feed
 from hotpolicy.robots.sim.tasks import Task
 from hotpolicy.robots.sources import OperatorSource
@@ -26,7 +26,7 @@ def demonstrate(rig: Rig, folder: Path, tasks: Sequence[Task], seed: int, story:
         shutil.rmtree(folder, ignore_errors=True)
     with Recorder.open(folder, rig.profile.spec) as recorder:
         if by_hand:
-            demonstrate_by_keyboard(rig, recorder, [task.instruction for task in tasks], DEMONSTRATIONS, seed)
+            collect(rig, recorder, "keyboard", [task.instruction for task in tasks], DEMONSTRATIONS, seed)
         else:
             _by_script(rig, recorder, tasks, seed, story)
     return sum(episode.success is not False for episode in Dataset.open(folder).episodes)

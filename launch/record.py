@@ -10,8 +10,6 @@ import typer
 from hotpolicy.launch.options import ROBOT, AsJson, Episodes, LongestS, Release, Robot, Seed, Task
 from hotpolicy.launch.teleop import LINGER, Picture, Teleop, operator
 
-__all__ = ["LINGER", "Teleop", "operator", "record"]
-
 
 def record(
     dataset: Annotated[Path, typer.Argument(help="Dataset folder (LeRobotDataset v3.0), new or to go on with.")],

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hotpolicy.launch.options import CONTROL, ROBOT, STORE, Control, Robot, Seed, StoreFolder
-from hotpolicy.launch.record import LINGER, Teleop
+from hotpolicy.launch.teleop import Teleop, collect
 from hotpolicy.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def session(
 ) -> None:
     """Teach a robot in rounds. Each round: demonstrations are recorded, the live version is tuned on all of them in a
     process of its own, judged, and, if it passes, swapped into the running server; then the policy is tried."""
+    from hotpolicy.finetune.recorder import Recorder
     from hotpolicy.launch.rig import Rig
     from hotpolicy.launch.versions import connect, open_store
 
@@ -89,7 +90,9 @@ def session(
         rig.arm.torque(True)
         while state.rounds < rounds:
             number = state.rounds + 1
-            if not collect(rig, teleop, folder / "dataset", task, episodes * number, seed):
+            with Recorder.open(folder / "dataset", rig.profile.spec) as recorder:
+                enough = collect(rig, recorder, teleop, task, episodes * number, seed + 1000 * len(recorder))
+            if not enough:
                 typer.echo(f"stopped by the operator in round {number}; run the same command to go on")
                 return
             verdict = learn(folder, tuning, seed + number)
@@ -100,31 +103,6 @@ def session(
             word = "published" if verdict["passed"] else f"refused: {'; '.join(verdict['reasons'])}"
             wins, count = state.tried[-1]
             typer.echo(f"round {number}: {verdict['version']} {word}; the policy was tried: {wins} of {count}")
-
-
-def collect(rig: Rig, teleop: str, dataset: Path, tasks: Sequence[str], wanted: int, seed: int) -> bool:
-    """Record until the dataset has `wanted` episodes; those it has already count. False when the operator stops."""
-    from hotpolicy.finetune.recorder import Recorder
-    from hotpolicy.launch.record import operator
-    from hotpolicy.robots.feed import Feed
-    from hotpolicy.robots.sources import OperatorSource
-
-    with Recorder.open(dataset, rig.profile.spec) as recorder:
-        person = operator(rig, teleop)
-        feed = Feed(recorder, when_full="wait" if rig.stepped else "fail")
-        scene = seed + 1000 * len(recorder)
-        try:
-            while len(recorder) < wanted:
-                instruction = tasks[len(recorder) % len(tasks)]
-                rig.set_scene(instruction, scene)
-                scene += 1
-                report = rig.episode(instruction, OperatorSource(person), [feed], linger=LINGER)
-                if report.end == "stop":
-                    return False
-        finally:
-            feed.close()
-            person.close()
-    return True
 
 
 def learn(folder: Path, options: Sequence[str], seed: int) -> dict[str, Any]:

@@ -49,27 +49,33 @@ def operator(rig: Rig, teleop: str) -> Operator:
     raise ConfigError(f"teleop: expected scripted or keyboard, got {teleop!r}")
 
 
-def demonstrate_by_keyboard(rig: Rig, recorder: Recorder, tasks: Sequence[str], count: int, seed: int) -> None:
-    """A person records until the dataset has `count` episodes, the tasks in turn, or presses escape: enough.
-    The picture is drawn in the terminal. Raises ConfigError when there is no terminal."""
+def collect(rig: Rig, recorder: Recorder, teleop: str, tasks: Sequence[str], wanted: int, seed: int) -> bool:
+    """Record the tasks in turn until the dataset has `wanted` episodes, those it has already included; scenes count up
+    from `seed`. False when the operator stops before. Raises ConfigError as `operator` does.
+
+    A virtual arm cannot be looked at: a person gets its camera's picture in the terminal, and `LONGEST_S` instead of
+    the task's own limit, which is a policy's."""
     from hotpolicy.robots.feed import Feed
     from hotpolicy.robots.sources import OperatorSource
 
-    pacer = rig.pacer
-    with closing(operator(rig, "keyboard")) as person:
-        feeds = [Feed(recorder, when_full="fail"), Feed(Picture(rig.profile.spec), when_full="drop")]
+    pacer, by_sight = rig.pacer, teleop == "keyboard" and rig.world is not None
+    with closing(operator(rig, teleop)) as person:
+        feeds = [Feed(recorder, when_full="wait" if rig.stepped else "fail")]
+        if by_sight:
+            feeds.append(Feed(Picture(rig.profile.spec), when_full="drop"))
         try:
-            while len(recorder) < count:
+            while len(recorder) < wanted:
                 task = tasks[len(recorder) % len(tasks)]
                 rig.set_scene(task, seed)
                 seed += 1
-                report = rig.episode(task, OperatorSource(person), feeds, longest_s=LONGEST_S, linger=LINGER)
-                if report.end == "stop":
-                    return
+                longest = LONGEST_S if by_sight else None
+                if rig.episode(task, OperatorSource(person), feeds, longest, LINGER).end == "stop":
+                    return False
         finally:
-            rig.pacer = pacer
+            rig.pacer = pacer  # a person's was slower
             for feed in feeds:
                 feed.close()
+    return True
 
 
 class Paced:
