@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import typer.main
+from calling import call
 from typer.testing import CliRunner
 
 from hotpolicy.launch import cli
@@ -29,18 +30,6 @@ COMMAND = [sys.executable, "-c", "from hotpolicy.launch.cli import main; main()"
 def hotpolicy(*arguments: object, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
     command = [*COMMAND, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s)
-
-
-def call(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object
-) -> tuple[int, str, str]:
-    """The command in this process: (exit code, stdout, stderr)."""
-    monkeypatch.setattr(sys, "argv", ["hotpolicy", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    out, err = capsys.readouterr()
-    code = ended.value.code
-    return (code if isinstance(code, int) else 0), out, err
 
 
 def test_help_names_every_verb_and_loads_nothing_heavy() -> None:

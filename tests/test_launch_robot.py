@@ -11,14 +11,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from calling import call
 
 from hotpolicy.finetune.dataset import Dataset
-from hotpolicy.launch import cli
 from hotpolicy.launch.profile import SHIPPED, load_profile
 from hotpolicy.launch.run import require_fit
 from hotpolicy.launch.serve import make_server, serve_options
@@ -59,17 +58,6 @@ def arm(robot: Path) -> Iterator[None]:
         yield
         process.terminate()
         assert process.wait(20) == 0
-
-
-def call(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object
-) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["hotpolicy", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    out, err = capsys.readouterr()
-    code: Any = ended.value.code
-    return code or 0, out, err
 
 
 def test_record_demonstrations(
