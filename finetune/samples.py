@@ -58,14 +58,18 @@ def join(parts: Sequence[Samples]) -> Samples:
 
 def of_episode(episode: Episode, cameras: Sequence[str], horizon: int) -> Samples:
     """Every frame with the next `horizon` actions; past the end the last action is repeated."""
-    n = len(episode)
-    ahead = np.minimum(np.arange(n)[:, None] + np.arange(horizon), n - 1)
     return Samples(
         images=np.stack([episode.images[name] for name in cameras], axis=1),
         state=np.asarray(episode.state, np.float32),
-        actions=np.asarray(episode.action, np.float32)[ahead],
-        tasks=np.array([episode.task] * n),
+        actions=chunks(np.asarray(episode.action, np.float32), horizon),
+        tasks=np.array([episode.task] * len(episode)),
     )
+
+
+def chunks(actions: np.ndarray, horizon: int) -> np.ndarray:
+    """(frames, joints) -> (frames, horizon, joints): from each frame on, the last action repeated past the end."""
+    frames = len(actions)
+    return np.asarray(actions[np.minimum(np.arange(frames)[:, None] + np.arange(horizon), frames - 1)])
 
 
 def of_dataset(

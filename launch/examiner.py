@@ -11,7 +11,7 @@ from hotpolicy.launch.film import Film
 from hotpolicy.launch.fleet import Answer, Exam, Fleet, by_verb
 from hotpolicy.launch.nano import VERBS
 from hotpolicy.launch.report import Strip
-from hotpolicy.launch.rollouts import Score
+from hotpolicy.launch.rollouts import Score, share
 from hotpolicy.launch.story import Story
 from hotpolicy.robots.feed import Feed
 from hotpolicy.robots.sim.tasks import KNOWN_COLOURS, PHRASES, Task
@@ -67,11 +67,6 @@ class Examiner:
         report = station.attempt(task.instruction, seed, [feed])
         feed.close()
         return Strip(f"{task.instruction}, {when}", film.frames, bool(report.success), station.profile.rate_hz)
-
-
-def share(tasks: Sequence[Task], episodes: int) -> list[tuple[Task, int]]:
-    """`episodes` in all, spread over the tasks as evenly as it goes."""
-    return [(task, episodes // len(tasks) + (index < episodes % len(tasks))) for index, task in enumerate(tasks)]
 
 
 def total(scores: Mapping[str, Score]) -> Score:

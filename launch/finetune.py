@@ -8,8 +8,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,8 +68,10 @@ def finetune(
 
     asked = _end_on_sigterm()
     os.nice(nice)
-    config = TuneConfig(strategy=strategy, steps=steps, rate=rate, replay=replay, patience=patience, seed=seed)
-    config = replace(config, evaluate_every=max(1, steps // 5))
+    config = TuneConfig(
+        strategy=strategy, steps=steps, rate=rate, replay=replay, patience=patience, seed=seed,
+        evaluate_every=max(1, steps // 5),
+    )  # fmt: skip
     events = tune(store, base, datasets, config, threads, gate, trials, Bounds(success=success, old_error=old_error))
     for event in events if as_json else draw(events):
         if as_json:
@@ -216,7 +217,11 @@ def held_out_line(event: Event) -> str:
     parts = []
     for side, figures in event["held_out"].items():
         if isinstance(figures, dict) and figures:
-            loss = sum(of["loss"] for of in figures.values()) / len(figures)
-            error = sum(of["error_deg"] for of in figures.values()) / len(figures)
+            loss, error = mean_over_tasks(figures, "loss"), mean_over_tasks(figures, "error_deg")
             parts.append(f"{side} tasks: held-out loss {loss:.3f}, action error {error:.2f} deg")
     return f"step {event['step']:>4}  " + "; ".join(parts)
+
+
+def mean_over_tasks(figures: Mapping[str, Mapping[str, float]], name: str) -> float:
+    """Of one held-out figure; every task counts the same. `figures` holds at least one task."""
+    return sum(of[name] for of in figures.values()) / len(figures)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hotpolicy.launch.charts import Curve
-from hotpolicy.launch.finetune import held_out_line
+from hotpolicy.launch.finetune import held_out_line, mean_over_tasks
 from hotpolicy.launch.fleet import Exam
 from hotpolicy.launch.processes import Child
 from hotpolicy.launch.rollouts import Score, rollout
@@ -34,7 +34,6 @@ class Taught:
     folder: Path = Path()
     passed: bool | None = None
     reasons: Sequence[str] = ()
-    trials: list[dict[str, Any]] = field(default_factory=list)
     train: list[tuple[int, float]] = field(default_factory=list)
     held_out: list[tuple[int, float]] = field(default_factory=list)
 
@@ -125,13 +124,12 @@ class Lesson:
                 if event["held_out"]:
                     new = event["held_out"]["new"]
                     if new:
-                        taught.held_out.append((event["step"], sum(f["loss"] for f in new.values()) / len(new)))
+                        taught.held_out.append((event["step"], mean_over_tasks(new, "loss")))
                     self.story.say(held_out_line(event))
             case "trained":
                 taught.seconds, taught.steps = event["seconds"], event["steps"]
                 self.story.say(f"{taught.steps} steps in {taught.seconds:.1f} s")
             case "trial":
-                taught.trials.append(event)
                 live = "" if event["live"] is None else f" (live {event['live']:.2f})"
                 self.story.say(f"gate: {event['task']} {event['successes']}/{event['episodes']}{live}")
             case "sealed":

@@ -12,7 +12,7 @@ import torch
 
 from hotpolicy.finetune.pretrainer import PretrainConfig, PretrainData, Progress, pretrain
 from hotpolicy.finetune.replay import rehearsal_bytes
-from hotpolicy.finetune.samples import Samples
+from hotpolicy.finetune.samples import Samples, chunks
 from hotpolicy.launch.rollouts import Blind, Score, no_colour, other_images, rollout
 from hotpolicy.robots.sim.demonstrations import Demonstration, demonstrate
 from hotpolicy.robots.sim.kinematics import units
@@ -77,15 +77,11 @@ def collect(verb: str, episodes: int, seed: int) -> Iterator[Demonstration]:
 
 def stack(demos: list[Demonstration], horizon: int = NANO.horizon) -> Frames:
     """Demonstrations -> frames with a chunk of the next `horizon` actions each, the last one repeated at the end."""
-    chunks = []
-    for demo in demos:
-        index = np.minimum(np.arange(len(demo.action))[:, None] + np.arange(horizon), len(demo.action) - 1)
-        chunks.append(demo.action[index])
     lengths = [len(demo.state) for demo in demos]
     return Frames(
         images=np.concatenate([demo.images for demo in demos]),
         state=np.concatenate([demo.state for demo in demos]),
-        actions=np.concatenate(chunks),
+        actions=np.concatenate([chunks(demo.action, horizon) for demo in demos]),
         tasks=np.repeat([demo.task.instruction for demo in demos], lengths),
         places=np.concatenate([demo.places for demo in demos]),
         present=np.repeat([demo.present for demo in demos], lengths, axis=0),

@@ -21,13 +21,11 @@ class Child:
     Lines it prints are kept in `lines`. Use as a context manager, or call `stop`.
     """
 
-    def __init__(self, name: str, arguments: Sequence[str], log: Path, nice: int = 0):
+    def __init__(self, name: str, arguments: Sequence[str], log: Path):
         self.name, self.log = name, log
         self.lines: list[str] = []
         self._news = threading.Condition()
         command = [sys.executable, "-m", "hotpolicy.launch.cli", *arguments]
-        if nice:
-            command = ["nice", "-n", str(nice), *command]
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True

@@ -51,11 +51,10 @@ class Rig:
                 cameras.append(_camera(camera, world))
                 undo.callback(cameras[-1].close)
             arm = LimitedArm(bare, limits_of(profile))
-            stepped = world is not None and not world.moment.realtime
             first = bare.table.joints[0].id
             pacer: Pacer = (
                 LockStep(world, arrived=lambda: bare.bus.ping(first))
-                if world is not None and stepped
+                if world is not None and not world.moment.realtime
                 else Rate(profile.rate_hz)
             )
             undo.pop_all()

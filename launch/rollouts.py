@@ -54,6 +54,11 @@ def rollout(policy: Policy, task: Task, episodes: int, seed: int, blind: Blind |
     return Score(task.instruction, successes, episodes)
 
 
+def share(tasks: Sequence[Task], episodes: int) -> list[tuple[Task, int]]:
+    """`episodes` in all, spread over the tasks as evenly as it goes."""
+    return [(task, episodes // len(tasks) + (index < episodes % len(tasks))) for index, task in enumerate(tasks)]
+
+
 def _execute(world: World, actions: np.ndarray) -> None:
     for action in actions:
         goal = world.goal_units()

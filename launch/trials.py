@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from hotpolicy.finetune.gate import Trial
-from hotpolicy.launch.rollouts import rollout
+from hotpolicy.launch.rollouts import rollout, share
 from hotpolicy.robots.sim.tasks import Task
 from hotpolicy.runtime.errors import BadRequest
 from hotpolicy.runtime.policy import Policy
@@ -28,9 +28,7 @@ def try_tasks(
     candidate: Policy, live: Policy, new: Sequence[str], old: Sequence[str], episodes: int
 ) -> Iterator[Trial]:
     """New tasks by the candidate, `episodes` in all; for old ones, by verb, as many by each of the two."""
-    tasks = simulated(new)
-    for index, task in enumerate(tasks):
-        count = episodes // len(tasks) + (index < episodes % len(tasks))
+    for index, (task, count) in enumerate(share(simulated(new), episodes)):
         if count:
             score = rollout(candidate, task, count, SEED + 1000 * index)
             yield Trial(task.instruction, score.successes, score.episodes)

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from hotpolicy.launch.examiner import NEW, OLD, p99, share
+from hotpolicy.launch.examiner import NEW, OLD, p99
 from hotpolicy.launch.film import Film
 from hotpolicy.launch.fleet import Answer, by_verb
 from hotpolicy.launch.lesson import follow
 from hotpolicy.launch.machine import describe_machine
 from hotpolicy.launch.processes import Child
-from hotpolicy.launch.rollouts import Score, no_colour, other_images
+from hotpolicy.launch.rollouts import Score, no_colour, other_images, share
 from hotpolicy.launch.trials import simulated
 from hotpolicy.runtime.errors import ConfigError, TuningError
 from hotpolicy.runtime.messages import Observation, Step
