@@ -17,6 +17,7 @@ from hotpolicy.runtime.errors import CalibrationError
 DEGREES_PER_TURN = 360.0
 MAX_TICK = 4095  # LeRobot divides a turn by resolution - 1
 SO_FOLLOWER_NAMES = ("so_follower", "so101_follower", "so100_follower")  # the first is today's, the others were before
+SO_LEADER_NAMES = ("so_leader", "so101_leader", "so100_leader")
 UNITS = ("deg", "percent", "m100_100")
 OLD_FORMAT_KEYS = frozenset(("motor_names", "calib_mode", "start_pos", "end_pos"))
 

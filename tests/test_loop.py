@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from serving import LevelPolicy, TinyControl, TinySlot
 
+from hotpolicy.robots.arms.so import SO101_FOLLOWER
 from hotpolicy.robots.calibration import JointCalibration
 from hotpolicy.robots.feed import Feed, WhenFull
 from hotpolicy.robots.limits import LimitedArm, Limits
@@ -20,7 +21,6 @@ from hotpolicy.robots.loop import ControlLoop
 from hotpolicy.robots.robot import Frame
 from hotpolicy.robots.servo.arm import connect
 from hotpolicy.robots.servo.bus import Timing
-from hotpolicy.robots.servo.tables import SO101_FOLLOWER
 from hotpolicy.robots.sim.pty import VirtualPort, serve
 from hotpolicy.robots.sim.servos import VirtualBus
 from hotpolicy.robots.sources import HOLD, Decision, PolicySource, SteppedPolicySource, Wish

@@ -14,6 +14,7 @@ import pytest
 
 from hotpolicy.robots.servo import packets
 from hotpolicy.robots.servo.bus import ServoBus, Timing, sort_reply
+from hotpolicy.robots.servo.feetech import Feetech
 from hotpolicy.robots.sim.pty import VirtualPort, serve
 from hotpolicy.robots.sim.servos import VirtualBus, VirtualServo
 from hotpolicy.runtime.errors import BusBusy, BusLost, ServoSilent
@@ -182,23 +183,26 @@ def test_the_echo_of_a_question_to_a_silent_servo_is_no_answer(virtual, brisk):
 
 
 def test_replies_sort_out_in_any_portions():
-    request = packets.sync_read((1, 2), 56, 2)
+    feetech = Feetech()
+    question = feetech.sync_read((1, 2), 56, 2)
+    request = question.request
     reply = packets.status(1, 0, b"ab") + packets.status(2, 1, b"cd")
     for echo, wire in ((None, reply), (False, reply), (None, request + reply), (True, request + reply)):
         for end in range(len(wire)):
-            answers, lacking, _ = sort_reply(wire[:end], request, (1, 2), 2, echo)
+            answers, lacking, _ = sort_reply(wire[:end], question, feetech, echo)
             assert lacking > 0
             assert len(answers) < 2
-        answers, lacking, echoed = sort_reply(wire, request, (1, 2), 2, echo)
-        assert [(frame.id, frame.code, frame.data) for frame in answers.values()] == [(1, 0, b"ab"), (2, 1, b"cd")]
+        answers, lacking, echoed = sort_reply(wire, question, feetech, echo)
+        assert answers == {1: (b"ab", 0), 2: (b"cd", 1)}
         assert (lacking, echoed) == (0, wire.startswith(request))
 
 
 def test_one_id_with_two_answers_is_not_believed():
-    request = packets.sync_read((1, 2), 56, 2)
+    feetech = Feetech()
+    question = feetech.sync_read((1, 2), 56, 2)
     twins = packets.status(1, 0, b"ab") + packets.status(1, 0, b"xy")
-    assert list(sort_reply(twins + packets.status(2, 0, b"cd"), request, (1, 2), 2, False)[0]) == [2]
-    assert list(sort_reply(twins[:8] * 2, request, (1, 2), 2, False)[0]) == [1]
+    assert list(feetech.sort(question, twins + packets.status(2, 0, b"cd"))[0]) == [2]
+    assert list(feetech.sort(question, twins[:8] * 2)[0]) == [1]
 
 
 def test_no_trouble_ever_becomes_a_position(virtual, port):

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotpolicy.robots.servo.registers import STS3215, Register, decode_errors, describe_model
+from hotpolicy.robots.servo.feetech import FEETECH
+from hotpolicy.robots.servo.registers import STS3215, Register, decode_errors
 from hotpolicy.runtime.errors import BadRequest
 
 
@@ -58,5 +59,5 @@ def test_errors_have_names():
 
 
 def test_models_have_names():
-    assert describe_model(777) == "STS3215 (777)"
-    assert describe_model(1) == "unknown model (1)"
+    assert FEETECH.describe(777) == "STS3215 (777)"
+    assert FEETECH.describe(1) == "unknown model (1)"

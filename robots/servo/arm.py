@@ -1,4 +1,4 @@
-"""An arm of Feetech servos: a table of data, and one class for all tables.
+"""An arm of servos: a table of data, and one class for all tables.
 
 What it promises: it drives only the servos it was made for, calibrated as its file says; a goal is never sent to a
 released arm (writing one would switch the torque on); torque on starts from where the arm is.
@@ -7,18 +7,18 @@ released arm (writing one would switch the torque on); torque on starts from whe
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from hotpolicy.robots.arms.so import SO101_FOLLOWER
 from hotpolicy.robots.calibration import Calibration, JointCalibration, load_calibration
 from hotpolicy.robots.robot import ArmState
 from hotpolicy.robots.servo.bus import ServoBus, Timing
-from hotpolicy.robots.servo.registers import STS3215, decode_errors, describe_model
 from hotpolicy.robots.servo.stored import read_register, require_calibration, select_calibration, store_calibration
-from hotpolicy.robots.servo.tables import SO101_FOLLOWER, ArmTable
+from hotpolicy.robots.servo.tables import ArmTable
 from hotpolicy.runtime.clock import now
 from hotpolicy.runtime.errors import BusLost, ConfigError, LimitViolation, ServoFault, ServoSilent, WrongServo
 from hotpolicy.runtime.messages import Joint, RobotSpec
@@ -29,11 +29,6 @@ log = logging.getLogger(__name__)
 REST_TOLERANCE = 30  # ticks, 2.6 deg
 OFF_ATTEMPTS = 3
 DEFAULT_RATE_HZ = 30.0  # of an arm whose profile says nothing
-
-TORQUE = STS3215["torque"]
-GOAL = STS3215["goal_position"]
-PRESENT = STS3215["present_position"]
-MODEL = STS3215["model"]
 
 
 def connect(
@@ -53,8 +48,9 @@ def connect(
     CalibrationError, ConfigError; the port is free again then.
     """
     if isinstance(calibration, str | Path):
-        calibration = load_calibration(calibration, table.calibration_names)
-    bus = ServoBus(port, timing)
+        kind = "teleoperators" if table.leader else "robots"
+        calibration = load_calibration(calibration, table.calibration_names, kind)
+    bus = ServoBus(port, timing, table.family.protocol())
     arm = ServoArm(bus, table, calibration, spec)
     bus.open()
     try:
@@ -72,6 +68,9 @@ class ServoArm:
         self.bus = bus
         self.table = table
         self._rows = table.joints
+        registers = table.family.registers
+        self._torque, self._goal = registers["torque"], registers["goal_position"]
+        self._present = registers["present_position"]
         self._joints = {row.id: row for row in table.joints}
         self._calibration = select_calibration(table, calibration)
         self.spec = spec or self._full_spec()
@@ -90,7 +89,9 @@ class ServoArm:
         if write:
             store_calibration(self.bus, self.table, self._calibration)
         require_calibration(self.bus, self.table, self._calibration)
-        self.torque_on = all(read_register(self.bus, self.table, TORQUE).values())
+        if self.table.leader:
+            self.torque(False)  # a hand has to move it
+        self.torque_on = all(read_register(self.bus, self.table, "torque").values())
 
     def reconnect(self) -> None:
         """After BusLost: open the port again by its name, and trust nothing from before."""
@@ -100,19 +101,20 @@ class ServoArm:
         self.verify()
 
     def _verify_models(self) -> None:
-        replies = self.bus.sync_read(self._ids, MODEL.address, MODEL.size)
-        found = {servo: MODEL.decode(reply.data) for servo, reply in replies.by_id.items()}
+        model = self.table.family.registers["model"]
+        replies = self.bus.sync_read(self._ids, model.address, model.size)
+        found = {servo: model.decode(reply.data) for servo, reply in replies.by_id.items()}
         expected = {joint.id: joint.model for joint in self.table.joints}
         if found != expected:
             found = self.bus.scan() | found
-            raise WrongServo(f"{self.bus.port}: expected {_describe(expected)}; found {_describe(found)}")
+            raise WrongServo(f"{self.bus.port}: expected {self._list(expected)}; found {self._list(found)}")
 
     # Driving ----------------------------------------------------------------------------------------------------------
 
     def read(self) -> ArmState:
         """Positions of all joints; of a silent one the last known. Raises ServoSilent when there is none yet."""
-        replies = self.bus.sync_read(self._ids, PRESENT.address, PRESENT.size)
-        self._ticks.update({servo: PRESENT.decode(reply.data) for servo, reply in replies.by_id.items()})
+        replies = self.bus.sync_read(self._ids, self._present.address, self._present.size)
+        self._ticks.update({servo: self._present.decode(reply.data) for servo, reply in replies.by_id.items()})
         unknown = [servo for servo in self._ids if servo not in self._ticks]
         if unknown:
             raise ServoSilent(f"{self.bus.port}: joint {self._name(unknown[0])}: expected a position, none came yet")
@@ -125,7 +127,7 @@ class ServoArm:
             positions=np.array(positions, dtype=np.float32),
             stale=tuple(f"{self._name(servo)}.pos" for servo in replies.missing),
             faults={
-                f"{self._name(servo)}.pos": decode_errors(reply.error)
+                f"{self._name(servo)}.pos": self.table.family.decode_errors(reply.error)
                 for servo, reply in replies.by_id.items()
                 if reply.error
             },
@@ -176,7 +178,7 @@ class ServoArm:
             self.bus.close()
 
     def _switch_on(self) -> None:
-        present = read_register(self.bus, self.table, PRESENT)
+        present = read_register(self.bus, self.table, "present_position")
         for row in self._rows:
             limit, at = self._calibration[row.name], present[row.name]
             if not limit.range_min - REST_TOLERANCE <= at <= limit.range_max + REST_TOLERANCE:
@@ -186,9 +188,10 @@ class ServoArm:
                 )
         for row in self._rows:  # the goal first, and acknowledged: one left from before would be driven to at once
             goal = self._calibration[row.name].clamp(present[row.name])
-            self.bus.write(row.id, GOAL.address, GOAL.encode(goal))
-            self.bus.write(row.id, TORQUE.address, TORQUE.encode(1))
-        off = [name for name, value in read_register(self.bus, self.table, TORQUE).items() if not value]
+            self._write_all(row.id, self.table.family.before_torque)
+            self.bus.write(row.id, self._goal.address, self._goal.encode(goal))
+            self.bus.write(row.id, self._torque.address, self._torque.encode(1))
+        off = [name for name, value in read_register(self.bus, self.table, "torque").items() if not value]
         self.torque_on = not off
         if off:
             raise ServoFault(f"{self.bus.port}: expected torque on, it stays off at {', '.join(off)}")
@@ -199,29 +202,41 @@ class ServoArm:
         for _ in range(OFF_ATTEMPTS):
             for servo in left:
                 with suppress(ServoSilent):  # asked for below, and tried again
-                    self.bus.write(servo, TORQUE.address, TORQUE.encode(0))
-            replies = self.bus.sync_read(left, TORQUE.address, TORQUE.size)
-            left = [servo for servo in left if servo not in replies.by_id or TORQUE.decode(replies.by_id[servo].data)]
+                    self.bus.write(servo, self._torque.address, self._torque.encode(0))
+                    self._write_all(servo, self.table.family.after_release)
+            replies = self.bus.sync_read(left, self._torque.address, self._torque.size)
+            left = [
+                servo for servo in left if servo not in replies.by_id or self._torque.decode(replies.by_id[servo].data)
+            ]
             if not left:
                 return
         names = ", ".join(self._name(servo) for servo in left)
         raise ServoFault(f"{self.bus.port}: expected torque off, it is on or unknown at {names}")
 
+    def _write_all(self, servo: int, settings: Sequence[tuple[str, int]]) -> None:
+        for name, value in settings:
+            register = self.table.family.registers[name]
+            self.bus.write(servo, register.address, register.encode(value))
+
     def _recheck_torque(self, servos: set[int]) -> None:
         """A servo that was away may have lost power; the next goal would switch it on wherever its arm has sunk to."""
-        replies = self.bus.sync_read(tuple(servos), TORQUE.address, TORQUE.size)
+        replies = self.bus.sync_read(tuple(servos), self._torque.address, self._torque.size)
         self._silent.update(replies.missing)  # away again: ask when it is back
-        lost = [self._name(servo) for servo, reply in replies.by_id.items() if not TORQUE.decode(reply.data)]
+        lost = [self._name(servo) for servo, reply in replies.by_id.items() if not self._torque.decode(reply.data)]
         if lost:
             self.torque_on = False
             log.error("%s: torque was lost at %s; no goal is sent until it is on again", self.bus.port, ", ".join(lost))
 
     def _send_ticks(self, ticks: Mapping[int, int]) -> None:
-        goals = {servo: GOAL.encode(self._of(servo).clamp(at)) for servo, at in ticks.items()}
-        self.bus.sync_write(GOAL.address, goals)
+        goals = {servo: self._goal.encode(self._of(servo).clamp(at)) for servo, at in ticks.items()}
+        self.bus.sync_write(self._goal.address, goals)
 
     def _of(self, servo: int) -> JointCalibration:
         return self._calibration[self._name(servo)]
+
+    def _list(self, models: Mapping[int, int]) -> str:
+        describe = self.table.family.describe
+        return ", ".join(f"{servo}: {describe(model)}" for servo, model in sorted(models.items())) or "no servo at all"
 
     def _name(self, servo: int) -> str:
         return self._joints[servo].name
@@ -240,9 +255,3 @@ def _check_spec(spec: RobotSpec, table: ArmTable) -> None:
     got = [(joint.name, joint.unit) for joint in spec.joints]
     if got != expected:
         raise ConfigError(f"joints of a {table.name}: expected {expected}, got {got}")
-
-
-def _describe(servos: Mapping[int, int]) -> str:
-    return (
-        ", ".join(f"{servo}: {describe_model(model)}" for servo, model in sorted(servos.items())) or "no servo at all"
-    )

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from hotpolicy.robots.servo import packets
-from hotpolicy.robots.servo.packets import BROADCAST, MAX_ERROR, OVERHEAD, Frame, exact_answers, split_frames
+from hotpolicy.robots.servo.feetech import Feetech
 from hotpolicy.robots.servo.port import Port
-from hotpolicy.robots.servo.registers import STS3215
+from hotpolicy.robots.servo.protocol import Protocol, Question, Reply
 from hotpolicy.runtime.clock import Deadline
 from hotpolicy.runtime.errors import ServoSilent
 
@@ -27,7 +26,6 @@ log = logging.getLogger(__name__)
 BITS_PER_BYTE = 10  # 8N1 on the wire
 PROBE_EVERY = 5  # of so many sync reads one begins with a ping to servos that stay silent
 SCAN_WINDOW_S = 0.05  # how long answers to a broadcast ping may trickle in
-MODEL = STS3215["model"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +42,6 @@ class Timing:
         """Time to allow for `size` bytes on the wire with `answers` servos answering."""
         wire = size * BITS_PER_BYTE / self.baud
         return wire + answers * self.return_delay_us * 1e-6 + self.margin_ms * 1e-3
-
-
-class Reply(NamedTuple):
-    data: bytes
-    error: int  # error bits, see registers.decode_errors
 
 
 class Replies(NamedTuple):
@@ -74,8 +67,9 @@ class ServoBus:
     Every call raises BusLost when the port is gone; `open` may then be called again.
     """
 
-    def __init__(self, port: str, timing: Timing | None = None):
+    def __init__(self, port: str, timing: Timing | None = None, protocol: Protocol | None = None):
         self.timing = timing or Timing()
+        self.protocol = protocol or Feetech()
         self.counts = Counts()
         self.echo: bool | None = None  # whether the adapter repeats what we write; None: not known yet
         self._port = Port(port, self.timing.baud)
@@ -112,71 +106,82 @@ class ServoBus:
     # Questions --------------------------------------------------------------------------------------------------------
 
     def ping(self, servo: int) -> Reply | None:
-        """The servo's answer, without data; None when it is silent."""
+        """The servo's answer, which Dynamixels fill with model and firmware; None when it is silent."""
         with self._turn:
-            return self._gather(lambda _: packets.ping(servo), (servo,), 0).get(servo)
+            return self._gather(lambda *_: self.protocol.ping(servo), (servo,)).get(servo)
 
     def read(self, servo: int, address: int, size: int) -> Reply:
         """`size` bytes from `address`. Raises ServoSilent."""
-        return self._ask(packets.read(servo, address, size), servo, size)
+        return self._ask(self.protocol.read(servo, address, size))
 
     def write(self, servo: int, address: int, data: bytes) -> int:
-        """Write and wait for the answer; the error bits it carries. Raises ServoSilent."""
-        return self._ask(packets.write(servo, address, data), servo, 0).error
+        """Write and wait for the answer; the error byte it carries. Raises ServoSilent."""
+        return self._ask(self.protocol.write(servo, address, data)).error
 
     def reg_write(self, servo: int, address: int, data: bytes) -> int:
         """Like `write`, but the servo acts on it at `action`."""
-        return self._ask(packets.reg_write(servo, address, data), servo, 0).error
+        return self._ask(self.protocol.reg_write(servo, address, data)).error
 
     def action(self) -> None:
         """All servos do what `reg_write` left with them. Nobody answers."""
-        self._tell(packets.action())
+        self._tell(self.protocol.action().request)
+
+    def reboot(self, servo: int) -> None:
+        """As a power cycle would: torque off, faults cleared. Its answer, if any, is not waited for."""
+        self._tell(self.protocol.reboot(servo).request)
 
     def sync_write(self, address: int, data: Mapping[int, bytes]) -> None:
         """Write to several servos in one packet. Nobody answers, so nobody knows."""
-        self._tell(packets.sync_write(address, data))
+        self._tell(self.protocol.sync_write(address, data).request)
 
     def sync_read(self, servos: Sequence[int], address: int, size: int) -> Replies:
         """`size` bytes from `address` of each servo, in one question; silent servos are in `missing`."""
         with self._turn:
-            asked = [servo for servo in servos if servo not in self._silent or self._is_back(servo)]
-            got = self._gather(lambda left: packets.sync_read(left, address, size), asked, size)
+            asked = tuple(servo for servo in servos if servo not in self._silent or self._is_back(servo))
+            sure = len(asked) == len(servos)
+            got = self._gather(
+                lambda left, again: self.protocol.sync_read(left, address, size, again or not sure), asked
+            )
             return Replies(got, tuple(servo for servo in servos if servo not in got))
 
     def scan(self) -> dict[int, int]:
         """Model numbers of all servos that answer, by id. Takes about a tenth of a second."""
         with self._turn:
-            most = OVERHEAD * BROADCAST
-            self._port.send(packets.ping(BROADCAST))
-            frames, _ = split_frames(self._port.receive(most, self.timing.wait_s(most, 0) + SCAN_WINDOW_S), final=True)
+            question = self.protocol.ping_all()
+            self._port.send(question.request)
+            wait = self.timing.wait_s(question.expected, 0) + SCAN_WINDOW_S
+            raw = self._port.receive(question.expected, wait)
             found = {}
-            for servo in sorted({frame.id for frame in frames if frame.id != BROADCAST}):
+            for servo in sorted(self.protocol.found(raw)):
                 with suppress(ServoSilent):  # what looked like its answer was noise
-                    found[servo] = MODEL.decode(self.read(servo, MODEL.address, MODEL.size).data)
+                    found[servo] = int.from_bytes(self.read(servo, *self.protocol.model).data, "little")
             return found
 
     # How a question is asked ------------------------------------------------------------------------------------------
 
-    def _ask(self, request: bytes, servo: int, size: int) -> Reply:
+    def _ask(self, question: Question) -> Reply:
+        (servo,) = question.servos
         with self._turn:
             reply = None
             if servo not in self._silent or self._answers_ping(servo):
-                reply = self._gather(lambda _: request, (servo,), size).get(servo)
+                reply = self._gather(lambda *_: question, (servo,)).get(servo)
         if reply is None:
             raise ServoSilent(f"servo {servo} on {self.port}: expected an answer, none came")
         return reply
 
-    def _gather(self, request: Callable[[Sequence[int]], bytes], servos: Sequence[int], size: int) -> dict[int, Reply]:
+    def _gather(
+        self, question: Callable[[tuple[int, ...], bool], Question], servos: tuple[int, ...]
+    ) -> dict[int, Reply]:
         """Ask, and ask those that did not answer again, within the retries and the time of one cycle."""
         got: dict[int, Reply] = {}
-        left = list(servos)
+        left = servos
         budget = Deadline.after(self.timing.budget_ms * 1e-3)
         for attempt in range(self.timing.retries + 1):
             if not left or (attempt and budget.passed()):
                 break
             self.counts.retries += attempt > 0
-            got.update(self._exchange(request(left), left, size, budget if attempt else None))
-            left = [servo for servo in left if servo not in got]
+            got.update(self._exchange(question(left, attempt > 0), budget if attempt else None))
+            left = tuple(servo for servo in left if servo not in got)
             left = left[1:] + left[:1]  # some servos end a sync read at the first gap: let the gap come last
         for servo in left:
             self.counts.missed += 1
@@ -194,7 +199,7 @@ class ServoBus:
 
     def _answers_ping(self, servo: int) -> bool:
         """Whether a silent servo is back. The head of this file says why by a ping."""
-        return bool(self._exchange(packets.ping(servo), (servo,), 0))
+        return bool(self._exchange(self.protocol.ping(servo)))
 
     def _tell(self, request: bytes) -> None:
         with self._turn:
@@ -202,11 +207,9 @@ class ServoBus:
             if self.echo:
                 self._port.receive(len(request), self.timing.wait_s(len(request), 0))
 
-    def _exchange(
-        self, request: bytes, servos: Sequence[int], size: int, limit: Deadline | None = None
-    ) -> dict[int, Reply]:
+    def _exchange(self, question: Question, limit: Deadline | None = None) -> dict[int, Reply]:
         """One question and its answers, read until all are there or time is up."""
-        expected = len(servos) * (size + OVERHEAD)
+        request, servos, _, expected = question
         wait = self.timing.wait_s(2 * len(request) + expected, len(servos))
         deadline = Deadline.after(wait if limit is None else min(wait, limit.remaining()))
         self.counts.questions += 1
@@ -215,43 +218,28 @@ class ServoBus:
         while lacking:
             more = self._port.receive(lacking, deadline.remaining())
             raw += more
-            answers, lacking, echoed = sort_reply(raw, request, servos, size, self.echo)
+            answers, lacking, echoed = sort_reply(raw, question, self.protocol, self.echo)
             if not more:
                 break
         if lacking:
             self.counts.damaged += bool(raw)
         else:
             self.echo = echoed
-        return {servo: Reply(frame.data, frame.code) for servo, frame in answers.items()}
+        return answers
 
 
 def sort_reply(
-    raw: bytes, request: bytes, servos: Sequence[int], size: int, echo: bool | None
-) -> tuple[dict[int, Frame], int, bool]:
-    """The answers to `request` in the bytes read so far; how many bytes to wait for (0: all is there); whether the
+    raw: bytes, question: Question, protocol: Protocol, echo: bool | None
+) -> tuple[dict[int, Reply], int, bool]:
+    """The answers to `question` in the bytes read so far; how many bytes to wait for (0: all is there); whether the
     adapter echoed the request.
 
-    An echoed ping is also a valid answer, of a servo with a voltage error. So until an adapter is known (`echo` is
-    None) bytes equal to the request are an echo, and what may become one is waited for.
+    An echoed Feetech ping is also a valid answer, of a servo with a voltage error. So until an adapter is known (`echo`
+    is None) bytes equal to the request are an echo, and what may become one is waited for.
     """
-    expected = len(servos) * (size + OVERHEAD)
+    request = question.request
     at = -1 if echo is False else raw.find(request)
     if at < 0 and (echo or (echo is None and request.startswith(raw))):
-        return {}, max(1, len(request) + expected - len(raw)), False
-    body = raw[at + len(request) :] if at >= 0 else raw
-    answers = exact_answers(body, servos, size) or _search(body, servos, size)
-    if len(answers) == len(servos):
-        return answers, 0, at >= 0
-    missing = (len(servos) - len(answers)) * (size + OVERHEAD)
-    return answers, max(1, missing - len(split_frames(body)[1])), at >= 0
-
-
-def _search(body: bytes, servos: Iterable[int], size: int) -> dict[int, Frame]:
-    """Whole answers of the right id and size among whatever else was read. When one id answers twice and differently
-    (two servos with the same id, a second master) neither answer is believed."""
-    frames, _ = split_frames(body, final=True)
-    found: dict[int, set[Frame]] = {servo: set() for servo in servos}
-    for frame in frames:
-        if frame.id in found and len(frame.data) == size and frame.code <= MAX_ERROR:
-            found[frame.id].add(frame)
-    return {servo: answers.pop() for servo, answers in found.items() if len(answers) == 1}
+        return {}, max(1, len(request) + question.expected - len(raw)), False
+    answers, lacking = protocol.sort(question, raw[at + len(request) :] if at >= 0 else raw)
+    return answers, lacking, at >= 0

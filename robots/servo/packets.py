@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from typing import NamedTuple
 
+from hotpolicy.robots.servo.protocol import Reply
 from hotpolicy.runtime.errors import BadRequest
 
 HEADER = b"\xff\xff"
@@ -136,12 +137,12 @@ def _frame_at(buffer: bytes, start: int) -> tuple[Frame | None, int]:
     return Frame(servo, buffer[start + 4], bytes(buffer[start + 5 : end - 1])), length + 4
 
 
-def exact_answers(buffer: bytes, servos: Iterable[int], size: int) -> dict[int, Frame] | None:
+def exact_answers(buffer: bytes, servos: Iterable[int], size: int) -> dict[int, Reply] | None:
     """The answers of `servos`, each with `size` bytes of data, when `buffer` is these and nothing else; otherwise None.
 
     This is the quick way for the usual case; `split_frames` finds what can be saved from the rest.
     """
-    answers: dict[int, Frame] = {}
+    answers: dict[int, Reply] = {}
     at = 0
     for servo in servos:
         end = at + size + OVERHEAD
@@ -149,6 +150,6 @@ def exact_answers(buffer: bytes, servos: Iterable[int], size: int) -> dict[int, 
             return None
         if buffer[at + 4] > MAX_ERROR or buffer[end - 1] != checksum(buffer[at + 2 : end - 1]):
             return None
-        answers[servo] = Frame(servo, buffer[at + 4], bytes(buffer[at + 5 : end - 1]))
+        answers[servo] = Reply(buffer[at + 5 : end - 1], buffer[at + 4])
         at = end
     return answers if at == len(buffer) else None

@@ -16,7 +16,8 @@ RESOLUTION = 4096  # ticks per turn
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """One entry of a control table. Negative numbers are sign and magnitude, the sign in bit `sign_bit`."""
+    """One entry of a control table. Negative numbers are sign and magnitude, the sign in bit `sign_bit`, or two's
+    complement where `signed`."""
 
     name: str
     address: int
@@ -24,26 +25,24 @@ class Register:
     sign_bit: int | None = None
     default: int = 0
     read_only: bool = False
-
-    @property
-    def eeprom(self) -> bool:
-        return self.address < SRAM_START
+    signed: bool = False
 
     def encode(self, value: int) -> bytes:
         """Raises BadRequest when the register cannot hold `value`."""
-        high = (1 << (self.sign_bit if self.sign_bit is not None else 8 * self.size)) - 1
-        low = 0 if self.sign_bit is None else -high
+        bits = 8 * self.size - 1 if self.signed else 8 * self.size if self.sign_bit is None else self.sign_bit
+        high = (1 << bits) - 1
+        low = -high - 1 if self.signed else 0 if self.sign_bit is None else -high
         if not low <= value <= high:
             raise BadRequest(f"register {self.name}: expected {low}..{high}, got {value}")
         if self.sign_bit is not None and value < 0:
             value = -value | 1 << self.sign_bit
-        return value.to_bytes(self.size, "little")
+        return value.to_bytes(self.size, "little", signed=self.signed)
 
     def decode(self, data: bytes) -> int:
         """Raises BadRequest when `data` is not `size` bytes long."""
         if len(data) != self.size:
             raise BadRequest(f"register {self.name}: expected {self.size} bytes, got {len(data)}")
-        raw = int.from_bytes(data, "little")
+        raw = int.from_bytes(data, "little", signed=self.signed)
         if self.sign_bit is None:
             return raw
         magnitude = raw & (1 << self.sign_bit) - 1
@@ -115,7 +114,3 @@ ERROR_BITS = {0: "voltage", 1: "angle sensor", 2: "overheat", 3: "overcurrent", 
 def decode_errors(error: int) -> tuple[str, ...]:
     """Names of the bits set in an answer's error byte (register `status` has the same bits)."""
     return tuple(ERROR_BITS.get(bit, f"error bit {bit}") for bit in range(8) if error >> bit & 1)
-
-
-def describe_model(model: int) -> str:
-    return f"{MODELS.get(model, 'unknown model')} ({model})"

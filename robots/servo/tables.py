@@ -1,10 +1,10 @@
-"""Arms as data: which servos, by what names, in which order. A new arm is a new table."""
+"""Arms as data: which servos, by what names, in which order. A new arm is a new table, in `robots/arms/`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hotpolicy.robots.calibration import SO_FOLLOWER_NAMES
+from hotpolicy.robots.servo.family import Family
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,8 +13,8 @@ class ServoJoint:
 
     name: str  # as in the calibration file
     id: int
+    model: int  # number of the servo's model
     unit: str = "deg"
-    model: int = 777
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,19 +22,7 @@ class ArmTable:
     """What an arm is made of, in the order of its state and action vectors."""
 
     name: str
+    family: Family
     joints: tuple[ServoJoint, ...]
     calibration_names: tuple[str, ...]  # LeRobot's directory names for it
-
-
-SO101_FOLLOWER = ArmTable(
-    name="so101_follower",
-    joints=(
-        ServoJoint("shoulder_pan", 1),
-        ServoJoint("shoulder_lift", 2),
-        ServoJoint("elbow_flex", 3),
-        ServoJoint("wrist_flex", 4),
-        ServoJoint("wrist_roll", 5),
-        ServoJoint("gripper", 6, unit="percent"),
-    ),
-    calibration_names=SO_FOLLOWER_NAMES,
-)
+    leader: bool = False  # moved by a hand: released when connected, and its files lie under teleoperators

@@ -1,0 +1,1 @@
+"""Arms as tables of data, one file for each make."""

@@ -1,0 +1,33 @@
+"""A family of servos: the protocol they speak, their control table, and how an arm has to treat them. Data only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from hotpolicy.robots.servo.protocol import Protocol
+from hotpolicy.robots.servo.registers import Register
+
+# What ServoArm and the calibration need of every control table; all else is up to the family.
+REQUIRED = ("model", "torque", "goal_position", "present_position", "position_offset", "min_position", "max_position")
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Servos that share a protocol and a control table."""
+
+    name: str
+    protocol: Callable[[], Protocol]  # one per bus: it may remember what the servos on that bus can do
+    registers: Mapping[str, Register]  # with at least the names in REQUIRED
+    models: Mapping[int, str]  # model number -> its name
+    decode_errors: Callable[[int], tuple[str, ...]]  # the error byte of an answer, in words
+    offset_limit: int  # a position offset lies within +- this, ticks
+    position_limit: int = 4095  # min and max position lie within 0 and this, ticks
+    drive_mode_in_servo: bool = False  # the servo itself runs backwards, so values need not be turned round
+    unlock: Mapping[str, int] | None = None  # written before the EEPROM is, to make it stay
+    lock: Mapping[str, int] | None = None  # written after
+    before_torque: tuple[tuple[str, int], ...] = ()  # registers written to each servo before its torque goes on
+    after_release: tuple[tuple[str, int], ...] = ()  # and once it is off
+
+    def describe(self, model: int) -> str:
+        return f"{self.models.get(model, 'unknown model')} ({model})"
