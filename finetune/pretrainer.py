@@ -18,6 +18,7 @@ from torch import Tensor
 from hotpolicy.finetune.ema import Ema
 from hotpolicy.finetune.localise import Babbler, Localiser
 from hotpolicy.runtime.model.pi0 import Pi0, Pi0Config, sample_times
+from hotpolicy.runtime.tokenizer import WordTokenizer
 from hotpolicy.runtime.transforms import Transforms
 
 
@@ -67,6 +68,7 @@ def pretrain(
     torch.nn.init.zeros_(model.action_out_proj.weight)
     torch.nn.init.zeros_(model.action_out_proj.bias)
     localiser = Localiser(model_config.language.width, model_config.vision.tokens, len(colours))
+    assert isinstance(transforms.tokenizer, WordTokenizer), "babble is made of hashed words"
     run = _Run(config, model, localiser, transforms, Babbler(transforms.tokenizer, colours), data)
     ema = Ema(model, config.ema)
     flow, error = math.nan, math.nan

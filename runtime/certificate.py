@@ -53,7 +53,7 @@ def certify(
     """Raises BundleError when the engine is further from the reference than `tolerance`, or not finite."""
     pairs = [(reference.infer(batch), engine.infer(batch)) for batch in batches]
     wanted, got = (np.concatenate(side).astype(np.float64) for side in zip(*pairs, strict=True))
-    error = np.abs(wanted - got)  # (frames, horizon, joints)
+    error = np.abs(wanted - got)  # (frames, horizon, width)
     if not np.isfinite(got).all():
         raise BundleError("certificate: ONNX Runtime answered NaN or infinity")
     if error.max() > tolerance:
@@ -61,7 +61,7 @@ def certify(
             f"certificate: ONNX Runtime differs from torch by {error.max():.3g}, expected at most {tolerance:g} "
             "normalised action units"
         )
-    physical = error * transforms.action.std  # the state that is added to both cancels
+    physical = error[..., : transforms.joints] * transforms.action.scale  # the state that is added to both cancels
     joints = tuple(
         JointError(joint.name, joint.unit, float(physical[:, :, j].max()), float(physical[:, :, j].mean()))
         for j, joint in enumerate(spec.joints)
@@ -76,16 +76,17 @@ def golden_batch(golden: Golden, spec: RobotSpec, transforms: Transforms) -> Bat
 def made_up_batch(transforms: Transforms, image_size: int, vocabulary: int, frames: int = MADE_UP) -> Batch:
     """Noise in every field; instructions of every length, and (where there are several) cameras that are absent."""
     rng = np.random.default_rng(0)
-    cameras, words = len(transforms.cameras), transforms.tokenizer.max_tokens
+    cameras, words = transforms.slots, transforms.tokenizer.max_tokens
     image_mask = np.ones((frames, cameras), bool)
     if cameras > 1:
         image_mask[np.arange(1, frames), np.arange(1, frames) % cameras] = False
+    image_mask[:, [slot is None for slot in transforms.images.slots]] = False
     lengths = 1 + np.arange(frames) * (words - 1) // max(frames - 1, 1)
     return Batch(
         images=rng.integers(0, 256, (frames, cameras, image_size, image_size, 3), np.uint8),
         image_mask=image_mask,
         tokens=rng.integers(0, vocabulary, (frames, words), np.int64),
         token_mask=np.arange(words) < lengths[:, None],
-        state=rng.standard_normal((frames, transforms.joints), np.float32),
-        noise=rng.standard_normal((frames, transforms.horizon, transforms.joints), np.float32),
+        state=rng.standard_normal((frames, transforms.width), np.float32),
+        noise=transforms.noise(rng, frames),
     )

@@ -57,10 +57,12 @@ def test_transforms_survive_json():
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"normalisation": "quantile"}, "normalisation"),
+        ({"normalisation": "rank"}, "normalisation"),
+        ({"normalisation": "quantile"}, "state: expected q01 and q99"),
         ({"state": {"mean": [0.0], "std": [0.0]}}, "state"),
         ({"action": {"mean": [[0.0]], "std": [[float("nan")]]}}, "action"),
-        ({"tokenizer": {"kind": "sentencepiece"}}, "tokenizer.kind"),
+        ({"tokenizer": {"kind": "letters"}}, "tokenizer.kind"),
+        ({"tokenizer": {"kind": "sentencepiece"}}, "tokenizer: expected kind, file and max_tokens"),
     ],
 )
 def test_bad_transforms_are_named(change, named):
