@@ -1,12 +1,14 @@
-"""What can go wrong on a serial bus, on command: each fault changes one answer of a virtual servo."""
+"""What can go wrong on a serial bus, on command: each fault changes what a virtual servo answers, or its port."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["silent", "drop", "corrupt", "truncate", "noise", "late", "split", "foreign", "stop_at_gap", "echo"]
+Kind = Literal[
+    "silent", "drop", "corrupt", "truncate", "noise", "late", "split", "foreign", "stop_at_gap", "echo", "overload",
+    "unplug",
+]  # fmt: skip
 
 NOISE = b"\x00\x13\xff\x7e\xff"
 
@@ -18,7 +20,9 @@ class Fault:
     silent: the servo neither hears nor answers. drop: it hears, its answer is lost. corrupt: one bit is flipped.
     truncate: the last byte is missing. noise: junk comes first. late: the answer waits `delay_s`. split: its second
     half waits `delay_s`. foreign: it carries another id. stop_at_gap: after a silent servo, those asked later in a
-    sync read do not answer either. echo: the bus repeats the question before the answer.
+    sync read do not answer either. echo: the bus repeats the question before the answer. overload: the servo's overload
+    protection has just tripped. unplug: the port goes away at the next question, and comes back after `delay_s` (0: it
+    stays away).
     """
 
     kind: Kind
@@ -32,21 +36,3 @@ class Fault:
     def use(self) -> None:
         if self.times is not None:
             self.times -= 1
-
-
-def _corrupt(answer: bytes) -> bytes:
-    return answer[:-2] + bytes((answer[-2] ^ 0x04,)) + answer[-1:]
-
-
-def _foreign(answer: bytes) -> bytes:
-    """The same answer from a servo whose id is one higher; the checksum falls by one to match."""
-    return answer[:2] + bytes((answer[2] + 1,)) + answer[3:-1] + bytes(((answer[-1] - 1) & 0xFF,))
-
-
-DAMAGE: dict[Kind, Callable[[bytes], bytes]] = {
-    "drop": lambda answer: b"",
-    "corrupt": _corrupt,
-    "truncate": lambda answer: answer[:-1],
-    "noise": lambda answer: NOISE + answer,
-    "foreign": _foreign,
-}

@@ -1,4 +1,4 @@
-"""Six (or any number of) STS3215 servos as registers: bytes of questions in, bytes of answers out. No port, no physics.
+"""Virtual STS3215 servos as registers, and a wire with any number of them. No port, no physics.
 
 A world moves the servos: each step it reads `servo.goal_ticks` (None when released) and sets `servo.present_ticks`.
 Both are ticks in the frame the servo was built with; someone who rewrites the offset register over the wire sees the
@@ -7,13 +7,14 @@ registers move, and the world does not notice, as on a real arm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar
 
 from hotpolicy.robots.calibration import Calibration
 from hotpolicy.robots.servo.packets import BROADCAST, Frame, Instruction, encode, split_frames, status
-from hotpolicy.robots.servo.registers import SRAM_START, STS3215, Register
-from hotpolicy.robots.sim.faults import DAMAGE, Fault, Kind
+from hotpolicy.robots.servo.registers import BAUD_RATES, SRAM_START, STS3215, Register
+from hotpolicy.robots.sim.faults import NOISE, Kind
+from hotpolicy.robots.sim.wire import VirtualWire
 from hotpolicy.runtime.clock import now
 
 MEMORY = 128  # bytes of control table
@@ -23,7 +24,7 @@ READ_ONLY = frozenset(
 MIDDLE = 2048  # ticks
 TORQUE_ON = 1
 SET_MIDDLE = 128
-SILENCE_S = 0.1  # a question that stops half-way is given up after this long
+OVERLOAD = 1 << 5  # error bit
 
 
 class VirtualServo:
@@ -59,6 +60,14 @@ class VirtualServo:
     @property
     def id(self) -> int:
         return self.memory[STS3215["id"].address]
+
+    @property
+    def baud(self) -> int:
+        return BAUD_RATES.get(self.peek("baud_rate"), 0)  # 0: deaf at every rate
+
+    @property
+    def return_delay_s(self) -> float:
+        return self.peek("return_delay") * 2e-6
 
     def peek(self, name: str) -> int:
         register = STS3215[name]
@@ -102,6 +111,10 @@ class VirtualServo:
     @errors.setter
     def errors(self, bits: int) -> None:
         self.poke("status", bits)
+
+    def overload(self) -> None:
+        """Its protection trips now: the error bit, until torque is switched off."""
+        self.errors |= OVERLOAD
 
     def advance(self, max_ticks: float) -> None:
         """Physics for those who have no world: go towards the goal by at most `max_ticks`."""
@@ -215,17 +228,25 @@ def _span(register: Register) -> set[int]:
     return set(range(register.address, register.address + register.size))
 
 
-class VirtualBus:
-    """Servos on one wire. `feed` takes what a program wrote and returns what it would read; `due` what came late."""
+def _corrupt(answer: bytes) -> bytes:
+    return answer[:-2] + bytes((answer[-2] ^ 0x04,)) + answer[-1:]
 
-    def __init__(self, servos: Iterable[VirtualServo], clock: Callable[[], float] = now):
-        self.servos = list(servos)
-        self.faults: list[Fault] = []
-        self.bytes_in = 0
-        self._clock = clock
-        self._partial = b""
-        self._fed_at = clock()
-        self._late: list[tuple[float, bytes]] = []  # (when, bytes), in the order they leave
+
+def _foreign(answer: bytes) -> bytes:
+    """The same answer from a servo whose id is one higher; the checksum falls by one to match."""
+    return answer[:2] + bytes((answer[2] + 1,)) + answer[3:-1] + bytes(((answer[-1] - 1) & 0xFF,))
+
+
+class VirtualBus(VirtualWire[Frame, VirtualServo]):
+    """STS3215 servos on one wire."""
+
+    damage: ClassVar[Mapping[Kind, Callable[[bytes], bytes]]] = {
+        "drop": lambda answer: b"",
+        "corrupt": _corrupt,
+        "truncate": lambda answer: answer[:-1],
+        "noise": lambda answer: NOISE + answer,
+        "foreign": _foreign,
+    }
 
     @classmethod
     def from_calibration(cls, calibration: Calibration, clock: Callable[[], float] = now) -> VirtualBus:
@@ -235,64 +256,33 @@ class VirtualBus:
             (VirtualServo(j.id, offset=j.homing_offset, low=j.range_min, high=j.range_max) for j in joints), clock
         )
 
-    def servo(self, id: int) -> VirtualServo:
-        return next(servo for servo in self.servos if servo.id == id)
+    def split(self, buffer: bytes) -> tuple[Sequence[Frame], bytes]:
+        return split_frames(buffer)
 
-    def inject(self, kind: Kind, id: int | None = None, times: int | None = None, delay_s: float = 0.0) -> Fault:
-        """Start a fault; see `Fault` for the kinds. `clear` ends all of them."""
-        fault = Fault(kind, id, times, delay_s)
-        self.faults.append(fault)
-        return fault
+    def encode(self, frame: Frame) -> bytes:
+        return encode(frame)
 
-    def clear(self) -> None:
-        self.faults.clear()
-
-    def feed(self, data: bytes) -> bytes:
-        """Bytes from the program in, bytes that answer at once out. Accepts any split and any junk."""
-        if self._partial and self._clock() - self._fed_at > SILENCE_S:
-            self._partial = b""
-        self._fed_at = self._clock()
-        self.bytes_in += len(data)
-        frames, self._partial = split_frames(self._partial + data)
-        return self.due() + b"".join(self._handle(frame) for frame in frames)
-
-    def due(self) -> bytes:
-        """Late answers whose time has come."""
-        ready = b""
-        while self._late and self._late[0][0] <= self._clock():
-            ready += self._late.pop(0)[1]
-        return ready
-
-    @property
-    def next_due(self) -> float | None:
-        """When `due` has something, on the bus's clock (s), or None."""
-        return self._late[0][0] if self._late else None
-
-    def _handle(self, frame: Frame) -> bytes:
-        echo = encode(frame) if self._active("echo", frame.id) else b""
-        return echo + b"".join(self._answers(frame))
-
-    def _answers(self, frame: Frame) -> Iterable[bytes]:
+    def answers(self, frame: Frame) -> Iterable[tuple[VirtualServo, bytes | None]]:
         if frame.code == Instruction.SYNC_READ:
             yield from self._sync_read(frame.data)
         elif frame.code == Instruction.SYNC_WRITE:
             self._sync_write(frame.data)
         else:
             for servo in self.servos:
-                if frame.id in (servo.id, BROADCAST) and not self._active("silent", servo.id):
-                    yield self._leave(servo.id, servo.answer(frame))
+                if frame.id in (servo.id, BROADCAST) and self.hears(servo):
+                    yield servo, servo.answer(frame)
 
-    def _sync_read(self, data: bytes) -> Iterable[bytes]:
+    def _sync_read(self, data: bytes) -> Iterable[tuple[VirtualServo, bytes | None]]:
         window, asked = data[:2], data[2:]
         present = {servo.id: servo for servo in self.servos}
         for id in asked:
             servo = present.get(id)
-            if servo is None or self._active("silent", id):
-                if self._active("stop_at_gap", id):
+            if servo is None or not self.hears(servo):
+                if self.active("stop_at_gap", id):
                     return
                 continue
             values = servo.read(window)
-            yield self._leave(id, None if values is None else status(id, servo.errors, values))
+            yield servo, None if values is None else status(id, servo.errors, values)
 
     def _sync_write(self, data: bytes) -> None:
         if len(data) < 2 or (len(data) - 2) % (data[1] + 1):
@@ -300,35 +290,5 @@ class VirtualBus:
         address, step = data[0], data[1] + 1
         slots = {data[at]: data[at + 1 : at + step] for at in range(2, len(data), step)}
         for servo in self.servos:
-            if servo.id in slots and not self._active("silent", servo.id):
+            if servo.id in slots and self.hears(servo):
                 servo.write(bytes((address,)) + slots[servo.id])
-
-    def _active(self, kind: Kind, id: int) -> bool:
-        """Whether a fault of this kind concerns the servo now; counts as one use of it."""
-        for fault in self.faults:
-            if fault.kind == kind and fault.concerns(id):
-                fault.use()
-                return True
-        return False
-
-    def _leave(self, id: int, answer: bytes | None) -> bytes:
-        """An answer on its way out, past the faults; what must wait goes to the late queue."""
-        if answer is None:
-            return b""
-        kind = next((kind for kind in DAMAGE if self._active(kind, id)), None)
-        if kind is not None:  # one kind of damage an answer
-            answer = DAMAGE[kind](answer)
-        for fault in self.faults:
-            if fault.kind in ("late", "split") and fault.concerns(id):
-                fault.use()
-                now_part = answer[: len(answer) // 2] if fault.kind == "split" else b""
-                self._postpone(fault.delay_s, answer[len(now_part) :])
-                return now_part
-        if self._late:  # a wire keeps its order: nothing overtakes a late answer
-            self._postpone(0.0, answer)
-            return b""
-        return answer
-
-    def _postpone(self, delay_s: float, data: bytes) -> None:
-        last = self._late[-1][0] if self._late else 0.0
-        self._late.append((max(self._clock() + delay_s, last), data))
