@@ -59,7 +59,7 @@ def main() -> None:
 
 def parts(base: Bundle, engine: OnnxEngine, size: int) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
     """Part of an inference -> the two that compute it, on the same inputs."""
-    reference, transforms = TorchEngine.load(base), Transforms.from_dict(base.manifest.transforms)
+    reference, transforms = TorchEngine.load(base), Transforms.of_chain([base])
     model, config = reference.model, reference.model.config
     batch = made_up_batch(transforms, config.vision.image_size, config.vocabulary, size)
     arrays = {name: getattr(batch, name) for name in ("images", "image_mask", "tokens", "token_mask")}

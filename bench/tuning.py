@@ -47,7 +47,7 @@ def start(config: TuneConfig, steps: int) -> tuple[Trainer, Iterator[Progress]]:
     samples = rehearsal_of([bundle])
     assert samples is not None
     config = replace(config, steps=steps + WARM + 1, evaluate_every=steps + WARM + 1, replay=0.0)
-    transforms = Transforms.from_dict(bundle.manifest.transforms)
+    transforms = Transforms.of_chain([bundle])
     trainer = Trainer(model, transforms, bundle.manifest.spec, Lessons(samples), config)
     running = trainer.run()
     for _ in range(WARM + 1):

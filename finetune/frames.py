@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from hotpolicy.finetune.samples import Samples
-from hotpolicy.runtime.errors import DatasetError
+from hotpolicy.runtime.errors import BadRequest, DatasetError
 from hotpolicy.runtime.model.pi0 import Pi0, Prefix
 from hotpolicy.runtime.transforms import Transforms
 
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    images: Tensor  # (n, cameras, height, width, 3) uint8
+    images: Tensor  # (n, cameras, height, width, 3) uint8: a slot without a camera is left out, the mask would hide it
     tokens: Tensor  # (n, length) int64
     token_mask: Tensor  # (n, length) bool
-    state: Tensor  # (n, joints) float32, normalised
-    actions: Tensor  # (n, horizon, joints) float32, normalised: what the flow must arrive at
+    state: Tensor  # (n, width) float32, normalised
+    actions: Tensor  # (n, horizon, width) float32, normalised: what the flow must arrive at
     tasks: tuple[str, ...]  # (n,)
 
     def __len__(self) -> int:
@@ -29,19 +29,23 @@ class Frames:
 
     @classmethod
     def encode(cls, samples: Samples, transforms: Transforms) -> Frames:
-        """Raises DatasetError for samples of another horizon or number of joints, or that are not finite."""
+        """Raises DatasetError for samples of another horizon or number of joints, that are not finite, or whose
+        instruction is longer than the model reads."""
         expected = (transforms.horizon, transforms.joints)
         if samples.actions.shape[1:] != expected:
             raise DatasetError(f"samples: actions: expected {expected} each, got {samples.actions.shape[1:]}")
         if not (np.isfinite(samples.state).all() and np.isfinite(samples.actions).all()):
             raise DatasetError("samples: expected finite states and actions, got NaN or infinity")
-        words = {name: transforms.tokenizer.encode(name) for name in samples.task_names()}
         tasks = tuple(str(task) for task in samples.tasks)
+        try:
+            tokens, token_mask = transforms.encode_tasks(tasks, samples.state)
+        except BadRequest as error:
+            raise DatasetError(f"samples: {error}") from error
         return cls(
             images=torch.from_numpy(np.ascontiguousarray(samples.images)),
-            tokens=torch.from_numpy(np.stack([words[task][0] for task in tasks])),
-            token_mask=torch.from_numpy(np.stack([words[task][1] for task in tasks])),
-            state=torch.from_numpy(transforms.state.forward(samples.state)),
+            tokens=torch.from_numpy(tokens),
+            token_mask=torch.from_numpy(token_mask),
+            state=torch.from_numpy(transforms.encode_state(samples.state)),
             actions=torch.from_numpy(transforms.encode_actions(samples.actions, samples.state)),
             tasks=tasks,
         )

@@ -46,7 +46,7 @@ class HeldOut:
     def __init__(self, samples: Samples, transforms: Transforms, spec: RobotSpec, seed: int = 0):
         self.frames = Frames.encode(samples, transforms)
         self._samples, self._transforms = samples, transforms
-        shape = (len(samples), LOSS_DRAWS + ACTION_DRAWS, transforms.horizon, transforms.joints)
+        shape = (len(samples), LOSS_DRAWS + ACTION_DRAWS, transforms.horizon, transforms.width)
         noise = torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, np.float32))
         self._loss_noise, self._action_noise = noise[:, :LOSS_DRAWS], noise[:, LOSS_DRAWS:]
         even = (torch.arange(LOSS_DRAWS) + 0.5) / LOSS_DRAWS

@@ -49,7 +49,7 @@ def gather(
 ) -> Lessons:
     """Read new demonstrations and what the version at the end of `chain` rehearses, with sealed datasets of older
     tasks beside it. Episodes judged a failure are not learned from. Raises DatasetError, BundleError."""
-    spec, transforms = chain[-1].manifest.spec, Transforms.from_dict(chain[-1].manifest.transforms)
+    spec, transforms = chain[-1].manifest.spec, Transforms.of_chain(chain)
     new = [_read(root, spec, transforms, held_out, seed) for root in datasets]
     old = [_read(root, spec, transforms, held_out, seed) for root in replayed]
     trained = _joined([train for train, _, _ in new])
@@ -88,7 +88,7 @@ def _read(
     held = tuple(index for index in split.held_out if index not in failed)
 
     def samples(episodes: tuple[int, ...]) -> Samples | None:
-        return of_dataset(dataset, episodes, spec, transforms.cameras, transforms.horizon)
+        return of_dataset(dataset, episodes, spec, transforms.images, transforms.horizon)
 
     return samples(train), samples(held), Source(str(root), dataset.digest, train, held, len(failed))
 

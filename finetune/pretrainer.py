@@ -91,7 +91,7 @@ class _Run:
         data: PretrainData,
     ):
         self.config, self.model, self.localiser, self.babbler, self.data = config, model, localiser, babbler, data
-        self.state = torch.from_numpy(transforms.state.forward(data.state))
+        self.state = torch.from_numpy(transforms.encode_state(data.state))
         self.actions = torch.from_numpy(transforms.encode_actions(data.actions, data.state))
         parameters = [p for name, p in model.named_parameters() if not name.startswith("embedding")]
         parameters += list(localiser.parameters())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hotpolicy.runtime.errors import DatasetError
 from hotpolicy.runtime.messages import RobotSpec
+from hotpolicy.runtime.transforms import ImageSlots
 
 if TYPE_CHECKING:
     from hotpolicy.finetune.dataset import Dataset
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 class Samples:
     """One row per frame; all arrays share the first axis. Units are the robot's: nothing is normalised yet."""
 
-    images: np.ndarray  # (n, cameras, height, width, 3) uint8 RGB, cameras in the transforms' order
+    images: np.ndarray  # (n, cameras, height, width, 3) uint8 RGB: the transforms' cameras, at the model's size
     state: np.ndarray  # (n, joints) float32
     actions: np.ndarray  # (n, horizon, joints) float32, absolute targets
     tasks: np.ndarray  # (n,) fixed-width unicode: instructions
@@ -56,10 +57,10 @@ def join(parts: Sequence[Samples]) -> Samples:
     return Samples(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(first)))
 
 
-def of_episode(episode: Episode, cameras: Sequence[str], horizon: int) -> Samples:
+def of_episode(episode: Episode, images: ImageSlots, horizon: int) -> Samples:
     """Every frame with the next `horizon` actions; past the end the last action is repeated."""
     return Samples(
-        images=np.stack([episode.images[name] for name in cameras], axis=1),
+        images=np.stack([images.fit(episode.images[name]) for name in images.cameras], axis=1),
         state=np.asarray(episode.state, np.float32),
         actions=chunks(np.asarray(episode.action, np.float32), horizon),
         tasks=np.array([episode.task] * len(episode)),
@@ -73,13 +74,20 @@ def chunks(actions: np.ndarray, horizon: int) -> np.ndarray:
 
 
 def of_dataset(
-    dataset: Dataset, episodes: Sequence[int], spec: RobotSpec, cameras: Sequence[str], horizon: int
+    dataset: Dataset, episodes: Sequence[int], spec: RobotSpec, images: ImageSlots, horizon: int
 ) -> Samples | None:
     """The samples of some episodes; None when there are no episodes. Raises DatasetError when the dataset is not
     of this robot, naming what differs."""
-    _check_robot(dataset, spec, cameras)
-    parts = [of_episode(dataset.episode(index, cameras), cameras, horizon) for index in episodes]
+    _check_robot(dataset, spec, images.cameras)
+    parts = [of_episode(_fitted(dataset, index, images), images, horizon) for index in episodes]
     return join(parts) if parts else None
+
+
+def _fitted(dataset: Dataset, index: int, images: ImageSlots) -> Episode:
+    """An episode whose pictures have the model's size already: one camera's are decoded at a time, because at a
+    camera's own size they are many times as large."""
+    fitted = {name: images.fit(dataset.episode(index, (name,)).images[name]) for name in images.cameras}
+    return replace(dataset.episode(index, ()), images=fitted)
 
 
 def _check_robot(dataset: Dataset, spec: RobotSpec, cameras: Sequence[str]) -> None:

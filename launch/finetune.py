@@ -162,14 +162,14 @@ def tune(
         return
     with tempfile.TemporaryDirectory() as scratch:  # a policy is made of a bundle; the one to keep has a verdict in it
         draft = seal_candidate(Path(scratch), chain, outcome, lessons, config)
-        candidate = Policy(draft, TorchEngine(outcome.model.eval()))
+        candidate = Policy(draft, TorchEngine(outcome.model.eval()), live.files, live.transforms)
     tried = []
     if trials:
         old = lessons.old.task_names() if lessons.old is not None else ()
         for trial in try_tasks(candidate, live, lessons.new.task_names(), old, trials):
             tried.append(trial)
             yield {"event": "trial", **trial.to_dict()}
-    golden = Golden.of_chain(chain) or Golden.blank(live.spec, live.horizon)
+    golden = Golden.of_chain(chain) or Golden.blank(live.spec, live.horizon, width=live.width)
     verdict = judge(candidate, live, golden, outcome.curves, tried, bounds)
     final = seal_candidate(candidates, chain, outcome, lessons, config, verdict)
     if verdict.passed:

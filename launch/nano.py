@@ -137,7 +137,7 @@ def seal_base(
         frames.images[golden][:, None],
         frames.state[golden],
         frames.tasks[golden],
-        rng.standard_normal((8, *frames.actions.shape[1:]), np.float32),
+        transforms.noise(rng, 8),
     )
     return seal(
         folder,

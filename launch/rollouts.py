@@ -45,7 +45,7 @@ def rollout(policy: Policy, task: Task, episodes: int, seed: int, blind: Blind |
             world.reset(task, seed + first + index)
         while live:
             seen = [world.observe() for world in live]
-            start = noise.standard_normal((len(live), policy.horizon, len(policy.spec.joints)), np.float32)
+            start = policy.transforms.noise(noise, len(live))
             chunks = policy.infer(blind(seen) if blind else seen, start)
             for world, chunk in zip(live, chunks, strict=True):
                 _execute(world, chunk[:EXECUTED])

@@ -32,8 +32,11 @@ class ServedPolicy(Protocol):
     @property
     def horizon(self) -> int: ...  # actions per answer
 
+    @property
+    def width(self) -> int: ...  # of the model's own actions, where answers start from noise; at least the joints
+
     def infer(self, observations: Sequence[Observation], noise: np.ndarray | None = None) -> np.ndarray:
-        """(batch, horizon, joints) float32, units of the spec; noise is (batch, horizon, joints)."""
+        """(batch, horizon, joints) float32, units of the spec; noise is (batch, horizon, width)."""
 
     def derive(self, bundle: Bundle) -> ServedPolicy:
         """A delta on this version, sharing what did not change. Raises BundleError."""
@@ -86,6 +89,10 @@ def ask(policy: ServedPolicy, golden: Golden) -> Answers:
         raise SwapRefused(
             f"{policy.version}: horizon: golden noise is for {golden.noise.shape[1]} actions, "
             f"the policy gives {policy.horizon}"
+        )
+    if golden.noise.shape[2] != policy.width:
+        raise SwapRefused(
+            f"{policy.version}: width: golden noise is {golden.noise.shape[2]} wide, the model takes {policy.width}"
         )
     observations = golden.observations(policy.spec)
     answers, times = [], []

@@ -31,6 +31,7 @@ from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.graph import OPSET, Graph, external_tensor
 from hotpolicy.runtime.manifest import TensorInfo
 from hotpolicy.runtime.model.pi0_graph import head_graph, prefix_graph
+from hotpolicy.runtime.tokenizer import Inherited
 from hotpolicy.runtime.transforms import Transforms
 
 PAGE = 4096  # bytes; a tensor that begins on one can be mapped
@@ -78,6 +79,7 @@ def _write_graphs(
     prefix = prefix_digest(tip.manifest.model, infos, places)
     for graph_name, graph in graphs.items():
         _write_graph(folder, graph_name, graph, tensors, {"prefix": prefix, "bundle": tip.digest})
+    _copy_vocabulary(folder, chain)
     return {
         "schema": SCHEMA,
         "kind": KIND,
@@ -93,6 +95,13 @@ def _write_graphs(
         "opset": OPSET,
         "tools": {**{name: _version(name) for name in TOOLS}, "python": platform.python_version()},
     }
+
+
+def _copy_vocabulary(folder: Path, chain: Sequence[Bundle]) -> None:
+    """What the transforms read their instructions with, where that is a file."""
+    name, files = chain[-1].manifest.transforms["tokenizer"].get("file"), Inherited.of_chain(chain)
+    if name is not None and files is not None:
+        durable.copy_file(files.file(name), folder / name)
 
 
 def _write_graph(
@@ -123,7 +132,7 @@ def _open_unsigned(folder: Path, chain: Sequence[Bundle], content: Mapping[str, 
 
 def _certify(engine: OnnxEngine, chain: Sequence[Bundle], reference: TorchEngine, tolerance: float) -> Certificate:
     manifest, config = chain[-1].manifest, reference.model.config
-    transforms, golden = Transforms.from_dict(manifest.transforms), Golden.of_chain(chain)
+    transforms, golden = Transforms.of_chain(chain), Golden.of_chain(chain)
     batches = [made_up_batch(transforms, config.vision.image_size, config.vocabulary)]
     if golden:
         batches.append(golden_batch(golden, manifest.spec, transforms))

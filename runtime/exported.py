@@ -2,6 +2,7 @@
 
     manifest.json                     the bundle's own manifest (spec, transforms with tokenizer, provenance), the chain
                                       it ends, where each tensor went, digests, precision, tools, certificate
+    tokenizer.model                   where the policy has one
     prefix.onnx  prefix.onnx.data     images and instruction -> keys and values of every layer, once per frame
     head.onnx    head.onnx.data       those, state and noise -> actions; Euler's steps are a Loop inside
 
@@ -56,6 +57,12 @@ class Exported:
 
     def graph(self, name: GraphName) -> Path:
         return self.folder / f"{name}.onnx"
+
+    def file(self, name: str) -> Path:
+        """A side file that came with the export. Raises BundleError when there is none."""
+        if name not in self.content["files"]:
+            raise BundleError(f"{self.folder}: no file {name!r} was exported")
+        return self.folder / name
 
     @classmethod
     def open(cls, folder: Path | str) -> Exported:

@@ -21,12 +21,13 @@ ARRAYS = ("images", "state", "tasks", "noise")
 
 @dataclass(frozen=True)
 class Golden:
-    """n observations. Cameras are in the spec's order; all have one size, because they are one array."""
+    """n observations. Cameras are in the spec's order and share one array: where their sizes differ, it is as high
+    and as wide as the largest, and each picture is in its top left corner."""
 
     images: np.ndarray  # (n, cameras, height, width, 3) uint8 RGB
     state: np.ndarray  # (n, joints) float32, units of the RobotSpec
     tasks: np.ndarray  # (n,) fixed-width unicode: instructions
-    noise: np.ndarray  # (n, horizon, joints) float32: where the flow starts, so that answers can be compared
+    noise: np.ndarray  # (n, horizon, width) float32: where the flow starts, so that answers can be compared
 
     def __post_init__(self) -> None:
         """Raises BundleError naming the array that is of the wrong shape or dtype, or not finite."""
@@ -36,8 +37,8 @@ class Golden:
         _expect(self.images, "images", images and len(self.images) == n, f"({n}, cameras, h, w, 3) uint8")
         _expect(self.state, "state", self.state.ndim == 2 and len(self.state) == n, f"({n}, joints)")
         joints = self.state.shape[1]
-        noise = self.noise.ndim == 3 and len(self.noise) == n and self.noise.shape[2] == joints
-        _expect(self.noise, "noise", noise, f"({n}, horizon, {joints})")
+        noise = self.noise.ndim == 3 and len(self.noise) == n and self.noise.shape[2] >= joints
+        _expect(self.noise, "noise", noise, f"({n}, horizon, width), at least {joints} wide")
         for name in ("state", "noise"):
             array: np.ndarray = getattr(self, name)
             _expect(array, name, array.dtype == np.float32 and bool(np.isfinite(array).all()), "finite float32")
@@ -50,19 +51,31 @@ class Golden:
 
     def observations(self, spec: RobotSpec) -> list[Observation]:
         """The n observations, as a robot of this spec would show them. Raises BundleError when they do not fit."""
-        sizes = [(camera.height, camera.width, 3) for camera in spec.cameras]
-        if list(self.images.shape[2:]) * len(sizes) != [n for size in sizes for n in size] or (
-            self.images.shape[1] != len(sizes)
-        ):
-            raise BundleError(f"{FILE}: images: the spec's cameras give {sizes}, got {self.images.shape[1:]}")
+        if self.images.shape[1:] != (expected := _room(spec)):
+            raise BundleError(f"{FILE}: images: the spec's cameras give {expected}, got {self.images.shape[1:]}")
         if self.state.shape[1] != len(spec.joints):
             raise BundleError(f"{FILE}: state: the spec has {len(spec.joints)} joints, got {self.state.shape[1]}")
         return [
             Observation(
-                {camera.name: image for camera, image in zip(spec.cameras, images, strict=True)}, state, str(task)
+                {
+                    camera.name: image[: camera.height, : camera.width]
+                    for camera, image in zip(spec.cameras, images, strict=True)
+                },
+                state,
+                str(task),
             )
             for images, state, task in zip(self.images, self.state, self.tasks, strict=True)
         ]
+
+    @classmethod
+    def of(cls, observations: Sequence[Observation], spec: RobotSpec, noise: np.ndarray) -> Golden:
+        """Observations of a robot of this spec; noise (n, horizon, width)."""
+        images = np.zeros((len(observations), *_room(spec)), np.uint8)
+        for row, seen in zip(images, observations, strict=True):
+            for place, camera in zip(row, spec.cameras, strict=True):
+                place[: camera.height, : camera.width] = seen.images[camera.name]
+        state = np.stack([seen.state for seen in observations])
+        return cls(images, state, np.array([seen.task for seen in observations]), noise)
 
     def to_bytes(self) -> bytes:
         """The content of `golden.npz`; the same observations give the same bytes."""
@@ -88,15 +101,19 @@ class Golden:
         return None
 
     @classmethod
-    def blank(cls, spec: RobotSpec, horizon: int, n: int = 1) -> Golden:
-        """Grey images, joints in mid-range, an idle instruction: for warming up, and for a version without its own."""
-        if len({(camera.height, camera.width) for camera in spec.cameras}) > 1:
-            raise BundleError(f"{FILE}: cameras of different sizes do not fit one array")
-        height, width = (spec.cameras[0].height, spec.cameras[0].width) if spec.cameras else (1, 1)
+    def blank(cls, spec: RobotSpec, horizon: int, n: int = 1, width: int | None = None) -> Golden:
+        """Grey images, joints in mid-range, an idle instruction: for warming up, and for a version without its own.
+        `width` is the model's, where it has more than the robot's joints."""
         middle = np.array([(joint.low + joint.high) / 2 for joint in spec.joints], np.float32)
-        noise = np.random.default_rng(0).standard_normal((n, horizon, len(spec.joints)), np.float32)
-        images = np.full((n, len(spec.cameras), height, width, 3), 128, np.uint8)
+        noise = np.random.default_rng(0).standard_normal((n, horizon, width or len(spec.joints)), np.float32)
+        images = np.full((n, *_room(spec)), 128, np.uint8)
         return cls(images, np.tile(middle, (n, 1)), np.array([IDLE] * n), noise)
+
+
+def _room(spec: RobotSpec) -> tuple[int, int, int, int]:
+    """(cameras, height, width, 3): what holds every camera's picture."""
+    height = max((camera.height for camera in spec.cameras), default=1)
+    return len(spec.cameras), height, max((camera.width for camera in spec.cameras), default=1), 3
 
 
 def _expect(array: np.ndarray, name: str, right: bool, expected: str) -> None:

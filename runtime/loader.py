@@ -75,7 +75,7 @@ class Loader:
         policy, root, golden = self._load_chain(version, warm)
         loaded = now()
         check_identity(policy, self.store.open(version), live.policy if live else None)
-        own = ask(policy, golden or Golden.blank(policy.spec, policy.horizon))
+        own = ask(policy, golden or Golden.blank(policy.spec, policy.horizon, width=policy.width))
         check_actions(policy, own, self.checks.margin)
         live_ms = max(live.answers.latency_ms, pace()) if live else 0.0
         moved = self._compare(policy, own, live, live_ms) if live else None

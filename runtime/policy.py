@@ -8,55 +8,53 @@ import numpy as np
 
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.engine import Engine, load_engine
-from hotpolicy.runtime.errors import BadRequest
-from hotpolicy.runtime.messages import CameraSpec, Observation, RobotSpec
+from hotpolicy.runtime.messages import Observation, RobotSpec
+from hotpolicy.runtime.observed import check_observation
+from hotpolicy.runtime.tokenizer import Inherited, SideFiles
 from hotpolicy.runtime.transforms import Transforms
 
 
 class Policy:
     """Weights, normalisers and tokenizer of one bundle, as one unit. `infer` is called by one thread at a time."""
 
-    def __init__(self, bundle: Bundle, engine: Engine):
+    def __init__(
+        self, bundle: Bundle, engine: Engine, files: SideFiles | None = None, transforms: Transforms | None = None
+    ):
+        """`files` has the side files that a delta inherits, `transforms` what it shares with its parent. Raises
+        BundleError where transforms, robot and model do not fit each other."""
         manifest = bundle.manifest
         self.version, self.digest = manifest.id, manifest.digest
         self.spec: RobotSpec = manifest.spec
-        self.transforms = Transforms.from_dict(manifest.transforms)
-        self.horizon = self.transforms.horizon
+        self.files = Inherited(bundle, files)
+        self.transforms = transforms or Transforms.from_dict(manifest.transforms, self.files)
+        self.transforms.check_fits(self.spec, manifest.model["config"])
+        self.horizon, self.width = self.transforms.horizon, self.transforms.width
+        self._bundle = bundle
         self.engine = engine
         self._noise = np.random.default_rng()
 
     def derive(self, bundle: Bundle) -> Policy:
         """The policy of a delta on this one; what did not change is shared, and this policy stays as it is."""
-        return Policy(bundle, self.engine.derive(bundle))
+        return Policy(bundle, self.engine.derive(bundle), self.files, self._shared(bundle))
 
     def check(self, observation: Observation) -> None:
         """Raises BadRequest naming the field and what was expected. Called before anything is queued."""
-        state, joints = observation.state, len(self.spec.joints)
-        if state.shape != (joints,) or state.dtype != np.float32:
-            raise BadRequest(f"state: expected ({joints},) float32, got {state.shape} {state.dtype}")
-        if not np.isfinite(state).all():
-            raise BadRequest("state: expected finite numbers, got NaN or infinity")
-        for camera in self.spec.cameras:
-            _check_image(observation, camera)
-        if unknown := set(observation.images) - {camera.name for camera in self.spec.cameras}:
-            raise BadRequest(f"images.{min(unknown)}: this policy knows no such camera")
-        self.transforms.tokenizer.encode(observation.task)
+        images = self.transforms.images
+        check_observation(observation, self.spec, images.size if images.resize == "pad" else None)
+        self.transforms.encode_tasks([observation.task], observation.state[None])
 
     def infer(self, observations: Sequence[Observation], noise: np.ndarray | None = None) -> np.ndarray:
-        """-> (batch, horizon, joints) float32 absolute targets in the spec's units. `noise`, of the same shape,
-        fixes where the flow starts; without it, it is drawn."""
-        shape = (len(observations), self.horizon, len(self.spec.joints))
-        start = self._noise.standard_normal(shape, np.float32) if noise is None else noise
+        """-> (batch, horizon, joints) float32 absolute targets in the spec's units. `noise` (batch, horizon, width),
+        of the model's width, fixes where the flow starts; without it, it is drawn."""
+        start = self.transforms.noise(self._noise, len(observations)) if noise is None else noise
         actions = self.engine.infer(self.transforms.encode(observations, start))
         return self.transforms.decode(actions, np.stack([seen.state for seen in observations]))
 
-
-def _check_image(observation: Observation, camera: CameraSpec) -> None:
-    if camera.name not in observation.images:
-        raise BadRequest(f"images.{camera.name}: expected this camera, got {sorted(observation.images) or 'none'}")
-    image, expected = observation.images[camera.name], (camera.height, camera.width, 3)
-    if image.shape != expected or image.dtype != np.uint8:
-        raise BadRequest(f"images.{camera.name}: expected {expected} uint8, got {image.shape} {image.dtype}")
+    def _shared(self, delta: Bundle) -> Transforms | None:
+        """This policy's, where a delta says the same and brings no files: a vocabulary is not held twice."""
+        same = delta.manifest.transforms == self._bundle.manifest.transforms
+        brought = delta.manifest.transforms["tokenizer"].get("file") in delta.manifest.files
+        return self.transforms if same and not brought else None
 
 
 def load_policy(chain: Sequence[Bundle], engine: str = "torch") -> Policy:

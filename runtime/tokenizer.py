@@ -108,16 +108,23 @@ class SentencePieceTokenizer:
 
 
 @dataclass(frozen=True, slots=True)
-class ChainFiles:
-    """Side files of a version: its own, or the nearest it inherits."""
+class Inherited:
+    """Side files of a version: its own, or else its parent's."""
 
-    chain: Sequence[Bundle]
+    own: Bundle
+    parent: SideFiles | None
 
     def file(self, name: str) -> Path:
-        for bundle in reversed(self.chain):
-            if name in bundle.manifest.files:
-                return bundle.file(name)
-        return self.chain[-1].file(name)  # which says what there is
+        if self.parent is not None and name not in self.own.manifest.files:
+            return self.parent.file(name)
+        return self.own.file(name)
+
+    @classmethod
+    def of_chain(cls, chain: Sequence[Bundle]) -> SideFiles | None:
+        files: SideFiles | None = None
+        for bundle in chain:
+            files = cls(bundle, files)
+        return files
 
 
 def tokenizer_from_dict(data: Mapping[str, Any], files: SideFiles | None = None) -> Tokenizer:

@@ -22,6 +22,7 @@ from hotpolicy.runtime.errors import BundleError, DatasetError
 from hotpolicy.runtime.messages import CameraSpec, Joint
 from hotpolicy.runtime.policy import load_policy
 from hotpolicy.runtime.store import Store
+from hotpolicy.runtime.transforms import ImageSlots
 
 CONFIG = TuneConfig(steps=4, batch=4, draws=2, evaluate_every=4)
 
@@ -38,7 +39,7 @@ def tune(lessons: Lessons) -> Outcome:
 
 def test_a_chunk_is_the_next_actions_and_then_the_last_one() -> None:
     taken = episode(0, frames=6)
-    rows = of_episode(taken, ("front",), horizon=4)
+    rows = of_episode(taken, ImageSlots(("front",)), horizon=4)
     np.testing.assert_array_equal(rows.actions[0], taken.action[:4])
     np.testing.assert_array_equal(rows.actions[4], taken.action[[4, 5, 5, 5]])
     assert rows.images.shape == (6, 1, 16, 16, 3)
@@ -60,7 +61,7 @@ def test_a_dataset_of_another_robot_is_refused(tmp_path: Path) -> None:
     other_rate = dataclasses.replace(SPEC, rate_hz=30)
     for spec, text in ((other_joint, "joints"), (other_camera, "camera front"), (other_rate, "rate: expected 30 Hz")):
         with pytest.raises(DatasetError, match=text):
-            of_dataset(dataset, [0], spec, ("front",), 4)
+            of_dataset(dataset, [0], spec, ImageSlots(("front",)), 4)
 
 
 def test_parts_of_different_robots_do_not_join() -> None:

@@ -56,7 +56,7 @@ def episode(seed: int, task: str = NEW, frames: int = 12, success: bool | None =
 
 
 def samples(seeds: range, task: str = NEW) -> Samples:
-    return join([of_episode(episode(seed, task), TRANSFORMS.cameras, TRANSFORMS.horizon) for seed in seeds])
+    return join([of_episode(episode(seed, task), TRANSFORMS.images, TRANSFORMS.horizon) for seed in seeds])
 
 
 def weights(seed: int = 0) -> dict[str, np.ndarray]:

@@ -15,10 +15,11 @@ import numpy as np
 
 from hotpolicy.runtime.bundle import Bundle, seal
 from hotpolicy.runtime.engine import Batch
-from hotpolicy.runtime.errors import BadRequest, BundleError
+from hotpolicy.runtime.errors import BundleError
 from hotpolicy.runtime.golden import FILE as GOLDEN
 from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.messages import CameraSpec, Joint, Observation, RobotSpec
+from hotpolicy.runtime.observed import check_observation
 
 TENSORS = ("level", "delay_ms")  # each (1,) float32
 SPEC = RobotSpec(
@@ -64,6 +65,10 @@ class EchoPolicy:
     horizon: int
     engine: EchoEngine
 
+    @property
+    def width(self) -> int:
+        return len(self.spec.joints)
+
     @classmethod
     def load(cls, bundle: Bundle, parent: EchoPolicy | None = None) -> EchoPolicy:
         """For a Slot: a full bundle, or a delta on a parent that is loaded."""
@@ -84,22 +89,7 @@ class EchoPolicy:
 
     def check(self, observation: Observation) -> None:
         """Raises BadRequest naming the field of an observation that is not of this policy's robot."""
-        for camera in self.spec.cameras:
-            image = observation.images.get(camera.name)
-            if image is None:
-                raise BadRequest(f"images.{camera.name}: missing")
-            if image.dtype != np.uint8 or image.shape != (camera.height, camera.width, 3):
-                raise BadRequest(
-                    f"images.{camera.name}: expected uint8 ({camera.height}, {camera.width}, 3), "
-                    f"got {image.dtype} {image.shape}"
-                )
-        if observation.state.dtype != np.float32 or observation.state.shape != (len(self.spec.joints),):
-            raise BadRequest(
-                f"state: expected float32 ({len(self.spec.joints)},), "
-                f"got {observation.state.dtype} {observation.state.shape}"
-            )
-        if not np.isfinite(observation.state).all():
-            raise BadRequest("state: holds NaN or infinity")
+        check_observation(observation, self.spec)
 
     @classmethod
     def _of(cls, bundle: Bundle, engine: EchoEngine) -> EchoPolicy:

@@ -25,7 +25,6 @@ from hotpolicy.runtime.engine.onnx_session import OnnxOptions, Session
 from hotpolicy.runtime.errors import BundleError
 from hotpolicy.runtime.exported import Exported, GraphName, prefix_digest
 from hotpolicy.runtime.manifest import TensorInfo
-from hotpolicy.runtime.transforms import Transforms
 
 log = logging.getLogger(__name__)
 
@@ -136,16 +135,17 @@ class OnnxEngine:
     def warm_up(self) -> None:
         """One blank frame at the policy's shapes, so that the first real one finds memory and kernels ready."""
         manifest = self.exported.bundle.manifest
-        transforms, size = Transforms.from_dict(manifest.transforms), manifest.model["config"]["vision"]["image_size"]
-        words = transforms.tokenizer.max_tokens
+        entry, config = manifest.transforms, manifest.model["config"]
+        slots = entry["images"]["slots"] if "images" in entry else entry["cameras"]
+        words, size = entry["tokenizer"]["max_tokens"], config["vision"]["image_size"]
         self.infer(
             Batch(
-                images=np.zeros((1, len(transforms.cameras), size, size, 3), np.uint8),
-                image_mask=np.ones((1, len(transforms.cameras)), bool),
+                images=np.zeros((1, len(slots), size, size, 3), np.uint8),
+                image_mask=np.array([[slot is not None for slot in slots]]),
                 tokens=np.zeros((1, words), np.int64),
                 token_mask=np.arange(words)[None] < 1,
-                state=np.zeros((1, transforms.joints), np.float32),
-                noise=np.zeros((1, transforms.horizon, transforms.joints), np.float32),
+                state=np.zeros((1, config["action_dim"]), np.float32),
+                noise=np.zeros((1, config["horizon"], config["action_dim"]), np.float32),
             )
         )
 

@@ -31,10 +31,6 @@ class ImageSlots:
         """Those that fill a slot, in order."""
         return tuple(slot for slot in self.slots if slot is not None)
 
-    def takes(self, height: int, width: int) -> bool:
-        """May a camera be of this size?"""
-        return self.size is None or self.resize == "pad" or (height, width) == (self.size, self.size)
-
     def fit(self, images: np.ndarray) -> np.ndarray:
         """(..., height, width, 3) uint8 -> the same at the model's size."""
         return images if self.size is None or self.resize == "none" else resize_with_pad(images, self.size, self.size)

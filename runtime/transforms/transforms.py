@@ -11,8 +11,8 @@ import numpy as np
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.engine import Batch
 from hotpolicy.runtime.errors import BundleError
-from hotpolicy.runtime.messages import Observation
-from hotpolicy.runtime.tokenizer import ChainFiles, SideFiles, Tokenizer, tokenizer_from_dict
+from hotpolicy.runtime.messages import Observation, RobotSpec
+from hotpolicy.runtime.tokenizer import Inherited, SideFiles, Tokenizer, tokenizer_from_dict
 from hotpolicy.runtime.transforms.images import ImageSlots
 from hotpolicy.runtime.transforms.normalise import Normaliser, normaliser_from_dict
 from hotpolicy.runtime.transforms.prompt import Prompt
@@ -69,6 +69,32 @@ class Transforms:
     def slots(self) -> int:
         """Images a model is given, those without a camera among them."""
         return len(self.images.slots)
+
+    def check_fits(self, spec: RobotSpec, config: Mapping[str, Any]) -> None:
+        """Raises BundleError where these are not for this robot, or not for a model of this config."""
+        cameras = {camera.name: (camera.height, camera.width) for camera in spec.cameras}
+        size = config.get("vision", {}).get("image_size")
+        for name in self.cameras:
+            if name not in cameras:
+                raise BundleError(f"transforms.cameras: {name}: the spec has {', '.join(cameras) or 'no camera'}")
+            if size is not None and self.images.resize == "none" and cameras[name] != (size, size):
+                raise BundleError(
+                    f"transforms.images: expected resize 'pad', because {name} gives {cameras[name]} and the model "
+                    f"takes {(size, size)}"
+                )
+        for field, got, expected in (
+            ("action", self.joints, len(spec.joints)),
+            ("width", self.width, config.get("action_dim")),
+            ("horizon", self.horizon, config.get("horizon")),
+            ("images.size", self.images.size or size, size),
+        ):
+            if expected is not None and got != expected:
+                raise BundleError(f"transforms.{field}: expected {expected}, got {got}")
+        if self.tokenizer.vocabulary > config.get("vocabulary", self.tokenizer.vocabulary):
+            raise BundleError(
+                f"tokenizer: knows {self.tokenizer.vocabulary} tokens, the model {config['vocabulary']}: "
+                "it is not this model's"
+            )
 
     def noise(self, rng: np.random.Generator, batch: int) -> np.ndarray:
         """Where the flow of `batch` chunks starts: (batch, horizon, width) float32."""
@@ -161,7 +187,7 @@ class Transforms:
     @classmethod
     def of_chain(cls, chain: Sequence[Bundle]) -> Transforms:
         """Those of the version at the end of a chain; a delta inherits its parents' side files. Raises BundleError."""
-        return cls.from_dict(chain[-1].manifest.transforms, ChainFiles(chain))
+        return cls.from_dict(chain[-1].manifest.transforms, Inherited.of_chain(chain))
 
 
 def _list_of(kind: type, data: Mapping[str, Any], name: str) -> tuple[Any, ...]:
