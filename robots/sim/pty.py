@@ -13,8 +13,9 @@ import threading
 import tty
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from hotpolicy.robots.sim.servos import VirtualBus
+from hotpolicy.robots.sim.wire import VirtualWire
 from hotpolicy.runtime.clock import now
 from hotpolicy.runtime.errors import ConfigError
 
@@ -73,7 +74,7 @@ class VirtualPort:
             except BlockingIOError:
                 return 0
 
-    def pump(self, bus: VirtualBus) -> None:
+    def pump(self, bus: VirtualWire[Any, Any]) -> None:
         """Carry what is there from the client to the bus and back. Call when `master` is readable, and at
         `bus.next_due` when answers are late."""
         data = self.read()
@@ -118,7 +119,7 @@ def _point(link: Path, target: str) -> None:
 
 
 @contextlib.contextmanager
-def serve(bus: VirtualBus, port: VirtualPort, step_ticks: float = 0.0) -> Iterator[VirtualPort]:
+def serve(bus: VirtualWire[Any, Any], port: VirtualPort, step_ticks: float = 0.0) -> Iterator[VirtualPort]:
     """Answer on `port` from a thread until the block ends. With `step_ticks` the servos go that far towards their goals
     after each exchange. The bus may be changed from outside between exchanges: faults, registers, `port.unplug()`."""
     stop = threading.Event()
