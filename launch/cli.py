@@ -18,6 +18,7 @@ except ModuleNotFoundError as error:  # the thin install of a robot client has n
 from hotpolicy.launch.demo import demo
 from hotpolicy.launch.export import export
 from hotpolicy.launch.finetune import finetune
+from hotpolicy.launch.importing import import_policy
 from hotpolicy.launch.pretrain import pretrain_nano
 from hotpolicy.launch.record import record
 from hotpolicy.launch.run import run
@@ -33,6 +34,8 @@ EXTRAS = {
     "safetensors": "server",
     "onnxruntime": "server",
     "prometheus_client": "server",
+    "sentencepiece": "server",
+    "ml_dtypes": "server",
     "onnx": "export",
     "onnxscript": "export",
     "serial": "robots",
@@ -72,6 +75,7 @@ VERBS = (
 )
 for verb in VERBS:
     app.command()(verb)
+app.command("import")(import_policy)  # no function can have this name
 
 
 @app.callback()

@@ -88,6 +88,22 @@ class Fields:
             raise self.error(key, expected, value)
         return value
 
+    def flag(self, key: str) -> bool:
+        value = self._take(key, "true or false")
+        if not isinstance(value, bool):
+            raise self.error(key, "true or false", value)
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        value = self._take(key, "a list of texts")
+        if not isinstance(value, list) or not all(isinstance(item, str) and item.strip() for item in value):
+            raise self.error(key, "a list of texts", value)
+        return tuple(value)
+
+    def left(self) -> tuple[str, ...]:
+        """Those not read yet, in the order of the file."""
+        return tuple(self._left)
+
     def section(self, key: str) -> Fields:
         value = self._take(key, "a section")
         return Fields(self.file, value, f"{self.where}.{key}" if self.where else key)
