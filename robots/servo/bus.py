@@ -17,14 +17,16 @@ from typing import NamedTuple
 
 from hotpolicy.robots.servo.feetech import Feetech
 from hotpolicy.robots.servo.port import Port
+from hotpolicy.robots.servo.ports import holders
 from hotpolicy.robots.servo.protocol import Protocol, Question, Reply
-from hotpolicy.runtime.clock import Deadline
+from hotpolicy.runtime.clock import now
 from hotpolicy.runtime.errors import ServoSilent
 
 log = logging.getLogger(__name__)
 
 BITS_PER_BYTE = 10  # 8N1 on the wire
 PROBE_EVERY = 5  # of so many sync reads one begins with a ping to servos that stay silent
+STRANGERS = 5  # of so many strange answers one is reported
 SCAN_WINDOW_S = 0.05  # how long answers to a broadcast ping may trickle in
 
 
@@ -59,6 +61,7 @@ class Counts:
     retries: int = 0
     damaged: int = 0  # something came back, but not all that was asked for
     missed: int = 0  # answers that were given up
+    strange: int = 0  # times that answers came which were not asked for
 
 
 class ServoBus:
@@ -108,7 +111,7 @@ class ServoBus:
     def ping(self, servo: int) -> Reply | None:
         """The servo's answer, which Dynamixels fill with model and firmware; None when it is silent."""
         with self._turn:
-            return self._gather(lambda *_: self.protocol.ping(servo), (servo,)).get(servo)
+            return self._gather(self.protocol.ping(servo))
 
     def read(self, servo: int, address: int, size: int) -> Reply:
         """`size` bytes from `address`. Raises ServoSilent."""
@@ -136,12 +139,14 @@ class ServoBus:
 
     def sync_read(self, servos: Sequence[int], address: int, size: int) -> Replies:
         """`size` bytes from `address` of each servo, in one question; silent servos are in `missing`."""
+        servos = tuple(servos)
         with self._turn:
-            asked = tuple(servo for servo in servos if servo not in self._silent or self._is_back(servo))
-            sure = len(asked) == len(servos)
-            got = self._gather(
-                lambda left, again: self.protocol.sync_read(left, address, size, again or not sure), asked
-            )
+            until = now() + self.timing.budget_ms * 1e-3
+            asked = self._speaking(servos) if self._silent else servos
+            got = self._exchange(self.protocol.sync_read(asked, address, size, asked is not servos)) if asked else {}
+            if len(got) == len(servos):
+                return Replies(got, ())
+            got = self._insist(lambda left: self.protocol.sync_read(left, address, size, True), asked, got, until)
             return Replies(got, tuple(servo for servo in servos if servo not in got))
 
     def scan(self) -> dict[int, int]:
@@ -164,38 +169,56 @@ class ServoBus:
         with self._turn:
             reply = None
             if servo not in self._silent or self._answers_ping(servo):
-                reply = self._gather(lambda *_: question, (servo,)).get(servo)
+                reply = self._gather(question)
         if reply is None:
             raise ServoSilent(f"servo {servo} on {self.port}: expected an answer, none came")
         return reply
 
-    def _gather(
-        self, question: Callable[[tuple[int, ...], bool], Question], servos: tuple[int, ...]
+    def _gather(self, question: Question) -> Reply | None:
+        """The answer to a question to one servo, asked again where it did not come."""
+        until = now() + self.timing.budget_ms * 1e-3
+        got = self._insist(lambda _: question, question.servos, self._exchange(question), until)
+        return got.get(question.servos[0])
+
+    def _insist(
+        self,
+        question: Callable[[tuple[int, ...]], Question],
+        servos: tuple[int, ...],
+        got: dict[int, Reply],
+        until: float,
     ) -> dict[int, Reply]:
-        """Ask, and ask those that did not answer again, within the retries and the time of one cycle."""
-        got: dict[int, Reply] = {}
+        """Ask those that did not answer again, within the retries and the time of one cycle. Keeps who stays silent."""
         left = servos
-        budget = Deadline.after(self.timing.budget_ms * 1e-3)
-        for attempt in range(self.timing.retries + 1):
-            if not left or (attempt and budget.passed()):
-                break
-            self.counts.retries += attempt > 0
-            got.update(self._exchange(question(left, attempt > 0), budget if attempt else None))
+        for _ in range(self.timing.retries):
             left = tuple(servo for servo in left if servo not in got)
+            if not left or now() >= until:
+                break
             left = left[1:] + left[:1]  # some servos end a sync read at the first gap: let the gap come last
-        for servo in left:
+            self.counts.retries += 1
+            got.update(self._exchange(question(left), until))
+        for servo in servos:
+            if servo in got:
+                self._silent.pop(servo, None)
+                continue
             self.counts.missed += 1
             if servo not in self._silent:
                 log.warning("servo %d on %s does not answer", servo, self.port)
-            self._silent.setdefault(servo, 0)
-        for servo in got:
-            self._silent.pop(servo, None)
+                self._silent[servo] = PROBE_EVERY
         return {servo: got[servo] for servo in servos if servo in got}
 
-    def _is_back(self, servo: int) -> bool:
-        """Ask a silent servo now and then; waiting for it each time would slow the others' cycle."""
-        self._silent[servo] += 1
-        return self._silent[servo] % PROBE_EVERY == 1 and self._answers_ping(servo)
+    def _speaking(self, servos: tuple[int, ...]) -> tuple[int, ...]:
+        """Those of `servos` that are worth asking. Of the silent ones at most one a cycle is tried by a ping, and each
+        only now and then: waiting for all of them each time would slow the others' cycle."""
+        silent = [servo for servo in servos if servo in self._silent]
+        for servo in silent:
+            self._silent[servo] += 1
+        longest = max(silent, key=self._silent.__getitem__, default=None)
+        if longest is not None and self._silent[longest] >= PROBE_EVERY:
+            self._silent[longest] = 0
+            if self._answers_ping(longest):
+                silent.remove(longest)
+                del self._silent[longest]
+        return tuple(servo for servo in servos if servo not in silent) if silent else servos
 
     def _answers_ping(self, servo: int) -> bool:
         """Whether a silent servo is back. The head of this file says why by a ping."""
@@ -207,25 +230,45 @@ class ServoBus:
             if self.echo:
                 self._port.receive(len(request), self.timing.wait_s(len(request), 0))
 
-    def _exchange(self, question: Question, limit: Deadline | None = None) -> dict[int, Reply]:
-        """One question and its answers, read until all are there or time is up."""
+    def _exchange(self, question: Question, limit: float | None = None) -> dict[int, Reply]:
+        """One question and its answers, read until all are there, or time (`limit`, monotonic s, at the latest) is up.
+
+        What is expected is read at once; only when it is not exactly that the bus looks closer.
+        """
         request, servos, _, expected = question
-        wait = self.timing.wait_s(2 * len(request) + expected, len(servos))
-        deadline = Deadline.after(wait if limit is None else min(wait, limit.remaining()))
+        until = now() + self.timing.wait_s(2 * len(request) + expected, len(servos))
+        if limit is not None:
+            until = min(until, limit)
         self.counts.questions += 1
         self._port.send(request)
-        raw, lacking = b"", expected + (len(request) if self.echo else 0)
-        while lacking:
-            more = self._port.receive(lacking, deadline.remaining())
+        lacking, raw = expected + (len(request) if self.echo else 0), b""
+        while True:
+            more = self._port.receive(lacking, max(until - now(), 0.0))
             raw += more
             answers, lacking, echoed = sort_reply(raw, question, self.protocol, self.echo)
-            if not more:
+            if not lacking or not more:
                 break
         if lacking:
             self.counts.damaged += bool(raw)
         else:
             self.echo = echoed
+        if raw and (lacking or len(raw) != expected):
+            self._look_for_strangers(raw, answers)
         return answers
+
+    def _look_for_strangers(self, raw: bytes, answers: Mapping[int, Reply]) -> None:
+        """Whole answers that were not asked for: late ones of our own now and then, a second master's all the time."""
+        if self.echo or not self.protocol.found(raw) - answers.keys():
+            return
+        self.counts.strange += 1
+        if self.counts.strange % STRANGERS == 0:
+            log.warning(
+                "%s: %d times now answers came that were not asked for: another program or controller is on this bus"
+                " (%s), or two servos have the same id",
+                self.port,
+                self.counts.strange,
+                ", ".join(holders(self.port)) or "none seen on this machine",
+            )
 
 
 def sort_reply(

@@ -8,12 +8,14 @@ registers move, and the world does not notice, as on a real arm.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import ClassVar
 
 from hotpolicy.robots.calibration import Calibration
 from hotpolicy.robots.servo.packets import BROADCAST, Frame, Instruction, encode, split_frames, status
-from hotpolicy.robots.servo.registers import BAUD_RATES, SRAM_START, STS3215, Register
+from hotpolicy.robots.servo.registers import BAUD_RATES, SRAM_START, STS3215
 from hotpolicy.robots.sim.faults import NOISE, Kind
+from hotpolicy.robots.sim.motor import Motor
 from hotpolicy.robots.sim.wire import VirtualWire
 from hotpolicy.runtime.clock import now
 
@@ -21,14 +23,19 @@ MEMORY = 128  # bytes of control table
 READ_ONLY = frozenset(
     address for r in STS3215.values() if r.read_only for address in range(r.address, r.address + r.size)
 )
+TORQUE, GOAL, ECHO = STS3215["torque"], STS3215["goal_position"], STS3215["goal_echo"]
+STATUS, MOVING, LOCK = STS3215["status"], STS3215["moving"], STS3215["lock"]
 MIDDLE = 2048  # ticks
 TORQUE_ON = 1
 SET_MIDDLE = 128
-OVERLOAD = 1 << 5  # error bit
+VOLTAGE, OVERHEAT, OVERCURRENT, OVERLOAD = 1 << 0, 1 << 2, 1 << 3, 1 << 5  # error bits
+TOP_SPEED = 3400.0  # ticks/s without load, 50 turns a minute
+CURRENT_UNIT = 6.5e-3  # A
+ACCELERATION_UNIT = 100.0  # ticks/s^2
 
 
 class VirtualServo:
-    """The memory of one servo and what writing to it does.
+    """The memory of one servo, and what time and writing to it do.
 
     `goal_on_torque="stale"`: torque on drives to whatever the goal register holds. `"present"`: the firmware first
     takes the present position as goal. Both have been reported; a driver must be safe with either.
@@ -45,6 +52,8 @@ class VirtualServo:
         goal_on_torque: str = "stale",
     ):
         self.goal_on_torque = goal_on_torque
+        self.motor = Motor()
+        self.held = False  # a hand keeps the joint where it is
         self.memory = bytearray(MEMORY)
         for register in STS3215.values():
             self.poke(register.name, register.default)
@@ -54,6 +63,8 @@ class VirtualServo:
         self._saved = self.memory[:SRAM_START]  # the EEPROM: what a power cycle brings back
         self._built_offset = offset
         self._pending: tuple[int, bytes] | None = None  # a REG_WRITE that waits for ACTION
+        self._tripped = False  # overload protection: reduced torque until it is switched off
+        self._profile: tuple[float, float] | None = None  # (ticks, ticks/s) on the way to a goal with speed or ramp
         self.present_ticks = float((low + high) // 2)
         self.poke("goal_position", self.peek("present_position"))
 
@@ -82,17 +93,28 @@ class VirtualServo:
 
     @property
     def torque(self) -> bool:
-        return self.peek("torque") == TORQUE_ON
+        return self.memory[TORQUE.address] == TORQUE_ON
 
     @property
     def goal_ticks(self) -> float | None:
-        """Where the servo drives to, or None when it is released. The limits clamp it, as in the real one, while the
-        goal register keeps what was written."""
+        """Where the servo drives to now, or None when it is released. The limits clamp it, as in the real one, while
+        the goal register keeps what was written. On the way with a speed or a ramp it is where the servo should be."""
         if not self.torque:
             return None
+        return self._profile[0] if self._profile is not None else self._end_ticks()
+
+    def _end_ticks(self) -> float:
         low, high = self.peek("min_position"), self.peek("max_position")
-        goal = min(max(self.peek("goal_position"), low), high)
+        goal = self.peek("goal_position")
+        if low or high:  # both 0: no limits
+            goal = min(max(goal, low), high)
         return float(goal + self.peek("position_offset") - self._built_offset)
+
+    @property
+    def strength(self) -> float:
+        """Share of its torque that the servo may use, 0..1: the limits, and the protection once it has tripped."""
+        allowed = min(self.peek("torque_limit"), self.peek("max_torque")) / 1000
+        return min(allowed, self.peek("protective_torque") / 100) if self._tripped else allowed
 
     @property
     def present_ticks(self) -> float:
@@ -106,30 +128,94 @@ class VirtualServo:
     @property
     def errors(self) -> int:
         """Error bits: in every answer, and in the status register."""
-        return self.peek("status")
+        return self.memory[STATUS.address]
 
     @errors.setter
     def errors(self, bits: int) -> None:
-        self.poke("status", bits)
+        self.memory[STATUS.address] = bits
 
     def overload(self) -> None:
-        """Its protection trips now: the error bit, until torque is switched off."""
+        """Its protection trips now: an error bit and reduced torque, until torque is switched off."""
+        self._tripped = True
         self.errors |= OVERLOAD
 
     def advance(self, max_ticks: float) -> None:
-        """Physics for those who have no world: go towards the goal by at most `max_ticks`."""
+        """Go towards the goal by at most `max_ticks`, at once and without effort."""
         goal = self.goal_ticks
         if goal is not None:
             self.present_ticks += min(max(goal - self.present_ticks, -max_ticks), max_ticks)
+
+    def live(self, dt: float, load: float | None = None) -> None:
+        """Let `dt` seconds pass. `load` is what a world makes the motor bear (-1..1 of its strength), and the world
+        sets the position; without one the servo moves by itself, at most at its top speed, unless it is `held`."""
+        before = self._present
+        self._follow_profile(dt)
+        if load is None:
+            load = self._move(dt)
+        limit = self.strength if self.torque else 0.0
+        allowed_current = self.peek("protection_current") * CURRENT_UNIT or float("inf")
+        self.motor.push(dt, min(max(load, -limit), limit), self.peek("overload_torque") / 100, allowed_current)
+        self._protect()
+        self._show_motor((self._present - before) / dt if dt > 0 else 0.0)
 
     def power_cycle(self) -> None:
         """EEPROM as last saved, everything else as at switch-on: torque off, locked, goal where the arm is."""
         for register in STS3215.values():
             self.poke(register.name, register.default)
         self.memory[:SRAM_START] = self._saved
-        self._pending = None
+        self._pending, self._tripped, self._profile = None, False, None
+        self.motor.strained_s = self.motor.hot_wire_s = 0.0
         self._show_position()
         self.poke("goal_position", self.peek("present_position"))
+
+    def _follow_profile(self, dt: float) -> None:
+        """A goal written with a speed or an acceleration is approached by a ramp; without either, at once."""
+        top, ramp = abs(self.peek("goal_speed")), self.peek("acceleration") * ACCELERATION_UNIT
+        if not self.torque or not (top or ramp):
+            self._profile = None
+            return
+        at, speed = self._profile or (self._present, 0.0)
+        away = self._end_ticks() - at
+        pace = top or TOP_SPEED
+        if ramp:
+            pace = min(pace, (2 * ramp * abs(away)) ** 0.5, abs(speed) + ramp * dt)
+        step = min(abs(away), pace * dt)
+        self._profile = (at + (step if away > 0 else -step), pace)
+
+    def _move(self, dt: float) -> float:
+        """Without a world: towards the goal; what the motor strains with, -1..1."""
+        goal = self.goal_ticks
+        if goal is None:
+            return 0.0
+        away = goal - self._present
+        if not self.held:
+            self.present_ticks += min(max(away, -TOP_SPEED * dt), TOP_SPEED * dt)
+            away = goal - self._present
+        return min(max(away * self.peek("p_gain") / 5000, -1.0), 1.0)
+
+    def _protect(self) -> None:
+        """Trip what the motor's state trips. Register 19 says which faults let go of the joint."""
+        motor, bits = self.motor, self.errors & ~VOLTAGE
+        if not self.peek("min_voltage") <= motor.voltage * 10 <= self.peek("max_voltage"):
+            bits |= VOLTAGE
+        if motor.strained_s > self.peek("protection_time") * 0.01:
+            self._tripped = True
+            bits |= OVERLOAD
+        if motor.hot_wire_s > self.peek("overcurrent_time") * 0.01:
+            bits |= OVERCURRENT
+        if motor.temperature > self.peek("max_temperature"):
+            bits |= OVERHEAT
+        self.errors = bits
+        if bits & self.peek("unload_condition") & (OVERHEAT | OVERCURRENT):
+            self.poke("torque", 0)
+
+    def _show_motor(self, speed: float) -> None:
+        motor = self.motor
+        self.poke("present_speed", round(min(max(speed, -30000.0), 30000.0)))
+        self.poke("present_load", round(motor.load * 1000))
+        self.poke("present_current", round(motor.current / CURRENT_UNIT))
+        self.poke("present_voltage", round(motor.voltage * 10))
+        self.poke("present_temperature", round(motor.temperature))
 
     def _show_position(self) -> None:
         actual = round(self._present) + self._built_offset
@@ -156,8 +242,9 @@ class VirtualServo:
         if len(data) != 2:
             return None
         address, size = data
-        goal, present = self.goal_ticks, self._present
-        self.poke("moving", int(goal is not None and abs(goal - present) > 2))
+        if address <= MOVING.address < address + size:
+            goal = self.goal_ticks
+            self.memory[MOVING.address] = goal is not None and abs(self._end_ticks() - self._present) > 2
         return bytes(self.memory[address : address + size]).ljust(size, b"\0")
 
     def write(self, data: bytes) -> bytes | None:
@@ -166,25 +253,30 @@ class VirtualServo:
             return None
         address, values = data[0], data[1:]
         was_on = self.torque
-        for at, value in enumerate(values, start=address):
-            if at < MEMORY and at not in READ_ONLY:
-                self.memory[at] = value
-                if at < SRAM_START and not self.peek("lock"):
-                    self._saved[at] = value
-        self._after_write(set(range(address, address + len(values))), was_on)
+        writable, touched = _reach(address, len(values))
+        for at in writable:
+            self.memory[at] = values[at - address]
+            if at < SRAM_START and not self.memory[LOCK.address]:
+                self._saved[at] = values[at - address]
+        if touched:
+            self._after_write(touched, was_on)
         return b""
 
-    def _after_write(self, touched: set[int], was_on: bool) -> None:
-        if STS3215["torque"].address in touched:
+    def _after_write(self, touched: frozenset[str], was_on: bool) -> None:
+        if "torque" in touched:
             if self.peek("torque") == SET_MIDDLE:
                 self._set_middle()
                 self.poke("torque", int(was_on))
             elif self.torque and not was_on and self.goal_on_torque == "present":
                 self.poke("goal_position", self.peek("present_position"))
-        if touched & _span(STS3215["goal_position"]):
-            self.poke("torque", TORQUE_ON)  # the real servo does this, torque off or not
-            self.poke("goal_echo", self.peek("goal_position"))
-        if touched & _span(STS3215["position_offset"]) or STS3215["torque"].address in touched:
+            elif not self.torque:
+                self._tripped, self._profile = False, None
+                self.motor.strained_s = self.motor.hot_wire_s = 0.0
+                self.errors &= ~(OVERLOAD | OVERCURRENT)
+        if "goal_position" in touched:
+            self.memory[TORQUE.address] = TORQUE_ON  # the real servo does this, torque off or not
+            self.memory[ECHO.address : ECHO.address + 2] = self.memory[GOAL.address : GOAL.address + 2]
+        if "position_offset" in touched or "torque" in touched:
             self._show_position()
 
     def _set_middle(self) -> None:
@@ -224,8 +316,16 @@ class VirtualServo:
     }
 
 
-def _span(register: Register) -> set[int]:
-    return set(range(register.address, register.address + register.size))
+EFFECTIVE = ("torque", "goal_position", "position_offset")  # registers whose writing does more than store
+
+
+@lru_cache(maxsize=256)
+def _reach(address: int, size: int) -> tuple[tuple[int, ...], frozenset[str]]:
+    """Of a write: the addresses that may be written, and which of EFFECTIVE it touches."""
+    span = range(address, address + size)
+    writable = tuple(at for at in span if at < MEMORY and at not in READ_ONLY)
+    touched = (name for name in EFFECTIVE if any(STS3215[name].address + i in span for i in range(STS3215[name].size)))
+    return writable, frozenset(touched)
 
 
 def _corrupt(answer: bytes) -> bytes:

@@ -151,11 +151,13 @@ class VirtualWire(ABC, Generic[Frame, Servo]):
 
     def _leave(self, servo: Servo, answer: bytes) -> bytes:
         """An answer on its way out, past the faults."""
+        if self.baud:
+            self._free_at += servo.return_delay_s
+        if not self.faults:
+            return self._pass(answer, 0.0)
         kind = next((kind for kind in self.damage if self.active(kind, servo.id)), None)
         if kind is not None:  # one kind of damage an answer
             answer = self.damage[kind](answer)
-        if self.baud:
-            self._free_at += servo.return_delay_s
         if late := self.active("late", servo.id):
             return self._pass(answer, late.delay_s)
         if split := self.active("split", servo.id):
