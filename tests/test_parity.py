@@ -1,0 +1,45 @@
+"""Our model gives LeRobot's answers: the same weights and inputs, K/V, one step, the whole sample and the loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from golden_pi0 import FAMILIES, PARTS, SIZES, Golden, answers, fill, gap, load
+
+from hotpolicy.runtime.model.pi0 import Pi0
+
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module", params=[(family, size) for size in SIZES for family in FAMILIES], ids="-".join)
+def golden(request: pytest.FixtureRequest) -> Golden:
+    return load(*request.param)
+
+
+@pytest.fixture(scope="module")
+def ours(golden: Golden) -> dict[str, torch.Tensor]:
+    return answers(fill(Pi0(golden.config), golden.seed), golden)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_fp32_is_lerobots(golden: Golden, ours: dict[str, torch.Tensor], part: str) -> None:
+    assert gap(ours[part], golden[part]) < TOLERANCE
+
+
+def test_goldens_have_what_hides_mistakes(golden: Golden) -> None:
+    """A camera is missing, prompts differ in length and one is padded, and nothing stored is trivial."""
+    cameras, words = golden["image_mask"], golden["token_mask"].sum(1)
+    assert cameras.shape[1] == 3
+    assert (cameras.sum(1) == 2).all()
+    assert len(set(words.tolist())) > 1
+    assert words.min() < golden["token_mask"].shape[1]
+    assert len(golden["keys"]) == sum(cameras.sum(1)) * golden.config.vision.tokens + words.sum()
+    for part in PARTS:
+        assert golden[part].abs().max() > 1
+    model = fill(Pi0(golden.config), golden.seed)
+    assert all(parameter.std() > 0.01 for parameter in model.parameters())
+
+
+def test_goldens_cover_heads_that_share_keys() -> None:
+    shared = {(load("pi0", size).config.language.heads, load("pi0", size).config.language.kv_heads) for size in SIZES}
+    assert shared == {(8, 1), (8, 2)}
