@@ -1,6 +1,8 @@
 """Real cameras through OpenCV: a thread that keeps only the newest frame, so that the control loop never waits for one.
 
-What is asked for is what comes, or an error: no other size, no other device, no made-up picture.
+What is asked for is what comes, or an error: no other size, no other device, no made-up picture. A camera that was
+unplugged, or a stream that ended, is opened again, more patiently each time; until it shows a picture again, `read`
+says what happened.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ log = logging.getLogger(__name__)
 
 SILENCE_MS = 2000  # without a byte for this long a stream counts as ended
 RELEASE_S = 3.0  # a device that does not let go within this keeps its thread, which ends with the program
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 4.0  # between two tries to open a lost camera; doubled each time
 
 
 class LiveCamera:
@@ -35,8 +38,9 @@ class LiveCamera:
         self.size = size  # height, width
         self.max_age_s = max_age_s
         self.frames = 0  # captured so far
+        self.losses = 0  # times the device went away, or the stream ended
         self._newest: Frame | None = None
-        self._fault: HotpolicyError | None = None  # why there will be no more frames
+        self._fault: HotpolicyError | None = None  # why there are no frames now
         self._stop = threading.Event()
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name=f"camera-{name}", daemon=True)
@@ -53,7 +57,7 @@ class LiveCamera:
 
     def read(self) -> Frame:
         """The newest frame, RGB, and when it was captured; the image is read-only. Never waits. Raises CameraLost when
-        it is older than `max_age_s`, and at once when the device is gone."""
+        it is older than `max_age_s`, and at once when the device is gone; once it is back, frames are."""
         with self._changed:
             newest, fault = self._newest, self._fault
         if fault:
@@ -73,7 +77,9 @@ class LiveCamera:
         self._thread.join(RELEASE_S)
         if self._thread.is_alive():
             log.warning("%s: the device does not let go", self._label)
-        self._end(CameraLost(f"{self._label}: expected an open camera, it was closed"))
+        with self._changed:
+            self._fault = self._fault or CameraLost(f"{self._label}: expected an open camera, it was closed")
+            self._changed.notify_all()
 
     @property
     def _label(self) -> str:
@@ -81,22 +87,41 @@ class LiveCamera:
 
     def _run(self) -> None:
         """The only thread that touches the device: some block in opening, some in reading, some in closing."""
+        pause = FIRST_PAUSE_S
+        while not self._stop.is_set():
+            before = self.frames
+            try:
+                self._watch()
+            except ConfigError as error:  # another size: no patience mends that
+                return self._lose(error, seen=False)
+            except CameraLost as error:
+                self._lose(error, seen=self.frames > before)
+            if self.frames == 0:
+                return  # it never worked: whoever opens it is told so
+            pause = FIRST_PAUSE_S if self.frames > before else min(2 * pause, LONGEST_PAUSE_S)
+            self._stop.wait(pause)
+
+    def _watch(self) -> None:
+        """Open the device and keep its newest frame until closed. Raises CameraLost, ConfigError."""
         import cv2
 
         try:
             for image, captured_at in self._images():
+                if self._stop.is_set():
+                    return  # closed while the device was waited for
                 with self._changed:
-                    self._newest = Frame(image, captured_at)
+                    self._newest, self._fault = Frame(image, captured_at), None
                     self.frames += 1
                     self._changed.notify_all()
         except cv2.error as error:
-            self._end(CameraLost(f"{self._label}: {' '.join(str(error).split())}"))
-        except HotpolicyError as error:
-            self._end(error)
+            raise CameraLost(f"{self._label}: {' '.join(str(error).split())}") from error
 
-    def _end(self, fault: HotpolicyError) -> None:
+    def _lose(self, fault: HotpolicyError, seen: bool) -> None:
+        if seen:
+            self.losses += 1
+            log.warning("%s; trying to open it again", fault)
         with self._changed:
-            self._fault = self._fault or fault
+            self._fault = fault
             self._changed.notify_all()
 
     def _images(self) -> Iterator[tuple[np.ndarray, float]]:

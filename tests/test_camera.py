@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
 import threading
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from hotpolicy.robots.camera import LiveCamera, open_camera
-from hotpolicy.robots.robot import Camera
+from hotpolicy.robots.robot import Camera, Frame
 from hotpolicy.runtime.errors import CameraLost, ConfigError
 
 HEIGHT, WIDTH = 48, 64
@@ -38,6 +39,7 @@ class Stream(ThreadingHTTPServer):
     """An MJPEG camera on 127.0.0.1: 50 frames a second, numbered; stalls and hangs up on command."""
 
     daemon_threads = True
+    shape = (HEIGHT, WIDTH)  # of what it shows
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Pictures)
@@ -61,7 +63,7 @@ class Pictures(BaseHTTPRequestHandler):
             while not self.server.cut.wait(0.02):
                 self.server.flow.wait(10)
                 self.server.number = (self.server.number + 1) % 256
-                image = picture(self.server.number)
+                image = cv2.resize(picture(self.server.number), self.server.shape[::-1])
                 jpeg = cv2.imencode(".jpg", image[:, :, ::-1])[1].tobytes()
                 head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
                 self.wfile.write(head.encode() + jpeg + b"\r\n")
@@ -104,6 +106,17 @@ def lost(camera: Camera, within_s: float = 10.0) -> str:
     raise AssertionError("still seeing")
 
 
+def found(camera: Camera, within_s: float = 10.0) -> Frame:
+    """The first frame once it sees again."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        try:
+            return camera.read()
+        except CameraLost:
+            time.sleep(0.02)
+    raise AssertionError("not found again")
+
+
 def test_a_frame_is_rgb_of_the_size_asked_for(camera: LiveCamera) -> None:
     frame = camera.read()
     assert (frame.image.shape, frame.image.dtype) == ((HEIGHT, WIDTH, 3), np.uint8)
@@ -128,14 +141,7 @@ def test_a_stalled_stream_is_lost_and_found(stream: Stream, camera: LiveCamera) 
     text = lost(camera)
     assert text.startswith(f"camera front ({stream.url}): expected a frame of the last 0.5 s, got one 0.")
     stream.flow.set()
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        try:
-            camera.read()
-            return
-        except CameraLost:
-            time.sleep(0.02)
-    raise AssertionError("not found again")
+    assert found(camera)
 
 
 def test_a_stream_that_ends_is_lost_at_once(stream: Stream) -> None:
@@ -144,6 +150,37 @@ def test_a_stream_that_ends_is_lost_at_once(stream: Stream) -> None:
     assert lost(camera).endswith("expected another frame, the device is gone or the stream ended")
     camera.close()
     assert lost(camera).endswith("the stream ended")  # the reason stays
+
+
+def test_a_camera_that_went_away_is_opened_again(stream: Stream, camera: LiveCamera) -> None:
+    before = camera.frames
+    stream.cut.set()
+    assert lost(camera).endswith("the device is gone or the stream ended")
+    stream.cut.clear()
+    assert found(camera).captured_at > 0
+    assert (camera.losses, camera.frames > before) == (1, True)
+
+
+def test_a_camera_that_comes_back_otherwise_is_refused_for_good(stream: Stream, camera: LiveCamera) -> None:
+    stream.cut.set()
+    lost(camera)
+    stream.shape = (HEIGHT * 2, WIDTH * 2)
+    stream.cut.clear()
+    deadline = time.monotonic() + 10
+    while f"got {HEIGHT * 2}x{WIDTH * 2}x3" not in lost(camera) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert f"expected {HEIGHT}x{WIDTH}x3" in lost(camera)
+
+
+def test_a_slow_camera_never_slows_its_reader(stream: Stream, camera: LiveCamera) -> None:
+    stream.flow.clear()  # the device thread now waits in its read
+    time.sleep(0.1)
+    started = time.monotonic()
+    for _ in range(1000):
+        with contextlib.suppress(CameraLost):
+            camera.read()
+    assert time.monotonic() - started < 0.5
+    stream.flow.set()
 
 
 def test_another_size_is_refused(stream: Stream) -> None:
