@@ -36,8 +36,8 @@ class CachedPrefixes:
         self._mask = torch.empty(len(frames), 0, dtype=torch.bool)
         self._stored = torch.empty(0)
         with torch.no_grad():
-            for start in range(0, len(frames), AT_ONCE):
-                rows = torch.arange(start, min(start + AT_ONCE, len(frames)))
+            # padding is not computed, so a batch is as wide as its longest instruction: the widest comes first
+            for rows in frames.token_mask.sum(1).argsort(descending=True).split(AT_ONCE):
                 self._store(rows, frames.prefix(model, rows), len(frames))
 
     @property
@@ -52,14 +52,15 @@ class CachedPrefixes:
         # (batch, 2, layers, kv_heads, tokens, head_dim)
         part = torch.stack([torch.stack(prefix.keys, 1), torch.stack(prefix.values, 1)], 1)
         if not len(self._stored):
-            self._stored = part.new_empty((total, *part.shape[1:]))
-            self._mask = prefix.mask.new_empty((total, prefix.mask.shape[1]))
-        self._stored[rows], self._mask[rows] = part, prefix.mask
+            self._stored = part.new_zeros((total, *part.shape[1:]))
+            self._mask = prefix.mask.new_zeros((total, prefix.mask.shape[1]))
+        tokens = prefix.mask.shape[1]
+        self._stored[rows, :, :, :, :tokens], self._mask[rows, :tokens] = part, prefix.mask
 
 
 def cache_bytes(config: Pi0Config, frames: Frames) -> int:
     """What `CachedPrefixes` of these frames will take, in fp32."""
-    cameras, words = frames.images.shape[1], frames.tokens.shape[1]
+    cameras, words = frames.images.shape[1], int(frames.token_mask.sum(1).max())
     tokens = cameras * config.vision.tokens + words
     language = config.language
     return len(frames) * 2 * language.layers * language.kv_heads * tokens * language.head_dim * 4

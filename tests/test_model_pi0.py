@@ -97,15 +97,18 @@ def test_what_actions_depend_on(config):
     assert (moved(state=state + 1) > 1e-4) == (not config.pi05)
 
 
-def test_the_state_token_does_not_see_the_actions():
-    """pi0 only: the velocity of step 0 must not reach the state token's keys; checked through its visibility."""
+def test_what_tokens_may_see():
+    """The state token's way does not know the actions at all; actions see all memory and their own draw."""
     model = build(STEM)
-    visible = model._visible(torch.ones(1, 7, dtype=torch.bool), draws=2, length=5)
-    own = visible[0, 0, :, 7:]
-    assert own[0].tolist() == [True] + [False] * 9
-    assert own[1, :5].all()
-    assert not own[1, 5:].any()
-    assert not own[5:, :5].any()
+    prefix = model.prefix(*frame(STEM))
+    together = model.remember(prefix, torch.randn(2, 5), draws=2).visible
+    assert together.shape == (2, 1, 8, prefix.mask.shape[1] + 1 + 8)
+    own = together[0, 0, :, -8:]
+    assert own[:4, :4].all()
+    assert own[4:, 4:].all()
+    assert not own[:4, 4:].any()
+    assert not own[4:, :4].any()
+    assert together[1, 0, 0, :-8].tolist() == [*prefix.mask[1].tolist(), True]
 
 
 def test_groups_name_every_parameter():
@@ -127,9 +130,10 @@ def test_the_flow_recovers_what_a_perfect_velocity_says():
     """With v = noise - actions constant along the path, Euler lands on the actions in any number of steps."""
     model = build(STEM)
     actions, noise = torch.randn(2, 4, 5), torch.randn(2, 4, 5)
-    model.step = lambda prefix, state, x, t: noise - actions
+    model.advance = lambda memory, x, moment: (noise - actions)[:, None]
+    prefix = model.prefix(*frame(STEM))
     for steps in (1, 3, 10):
-        torch.testing.assert_close(model.flow(None, torch.zeros(2, 5), noise, steps), actions)
+        torch.testing.assert_close(model.flow(prefix, torch.zeros(2, 5), noise, model.schedule(steps)), actions)
 
 
 def test_training_times_favour_noise():

@@ -122,7 +122,7 @@ def test_number_of_steps_is_an_input(cases: Callable[[str], Case]) -> None:
     tensors = [torch.from_numpy(array) for array in fed.values()]
     state, noise = torch.from_numpy(batch.state), torch.from_numpy(batch.noise)
     for steps in (1, 7):
-        wanted = model.flow(model.prefix(*tensors), state, noise, steps)
+        wanted = model.flow(model.prefix(*tensors), state, noise, model.schedule(steps))
         fed = {**seen, "state": batch.state, "noise": batch.noise, "steps": np.array(steps)}
         np.testing.assert_allclose(head.run(["actions"], fed)[0], wanted, atol=1e-5)
 

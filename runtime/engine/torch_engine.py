@@ -20,6 +20,7 @@ class TorchEngine:
 
     def __init__(self, model: Pi0):
         self.model = model.eval()
+        self.schedule = model.schedule()  # of these weights: a delta makes another engine
 
     @classmethod
     def load(cls, bundle: Bundle) -> TorchEngine:
@@ -37,7 +38,7 @@ class TorchEngine:
             torch.from_numpy(batch.tokens),
             torch.from_numpy(batch.token_mask),
         )
-        flowed = self.model.flow(prefix, torch.from_numpy(batch.state), torch.from_numpy(batch.noise))
+        flowed = self.model.flow(prefix, torch.from_numpy(batch.state), torch.from_numpy(batch.noise), self.schedule)
         return np.asarray(flowed.numpy())
 
 

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hotpolicy.runtime.model.vision import ConvStem, SiglipTower, VisionConfig
+from hotpolicy.runtime.model.weights import part
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,39 @@ class Prefix(NamedTuple):
     mask: Tensor  # (batch, tokens) bool; False for padding and absent cameras
 
 
+class Memory(NamedTuple):
+    """All that a chunk's actions attend to besides each other, the same in every step: the prefix and pi0's state."""
+
+    keys: tuple[Tensor, ...]  # per layer (batch, kv_heads, tokens + room, head_dim)
+    values: tuple[Tensor, ...]
+    visible: Tensor  # (batch, 1, actions or 1, tokens + actions) bool: True may be seen
+    rotation: tuple[Tensor, Tensor]  # of the actions
+    room: int  # places at the end that every step writes its actions into; 0 where gradients forbid that
+
+
+class Modulation(NamedTuple):
+    """What time does to one of pi0.5's norms, (batch, draws, 1, width) each, in fp32."""
+
+    scale: Tensor
+    shift: Tensor
+    gate: Tensor  # of the residual
+
+
+class Moment(NamedTuple):
+    """All that one time t says to the network; nothing else in it depends on t."""
+
+    joined: Tensor | None  # pi0: time's half of action_time_mlp_in, (batch, draws, 1, width)
+    norms: tuple[tuple[Modulation, Modulation], ...] = ()  # pi0.5: the two of each layer
+    last: Modulation | None = None  # pi0.5: expert_norm's
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The moments of every step from noise to actions. Made of weights: it belongs to one version of them."""
+
+    moments: tuple[Moment, ...]
+
+
 class RMSNorm(nn.Module):
     """Gemma's: x / rms(x) * (1 + weight), computed in fp32."""
 
@@ -102,7 +136,7 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(width))
 
-    def forward(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, time: None = None) -> tuple[Tensor, Tensor | None]:
         return (_unit_rms(x) * (1 + self.weight.float())).to(x.dtype), None
 
 
@@ -115,10 +149,8 @@ class AdaRMSNorm(nn.Module):
         nn.init.zeros_(self.dense.weight)
         nn.init.zeros_(self.dense.bias)
 
-    def forward(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        assert cond is not None
-        scale, shift, gate = self.dense(cond).chunk(3, dim=-1)
-        return (_unit_rms(x) * (1 + scale.float()) + shift.float()).to(x.dtype), gate.to(x.dtype)
+    def forward(self, x: Tensor, time: Modulation) -> tuple[Tensor, Tensor | None]:
+        return (_unit_rms(x) * (1 + time.scale) + time.shift).to(x.dtype), time.gate.to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -167,10 +199,10 @@ class GemmaLayer(nn.Module):
         self.post_attention_layernorm = norm(config.width)
         self.mlp = FeedForward(config)
 
-    def finish(self, x: Tensor, attended: Tensor, gate: Tensor | None, cond: Tensor | None) -> Tensor:
+    def finish(self, x: Tensor, attended: Tensor, gate: Tensor | None = None, time: Modulation | None = None) -> Tensor:
         """The residual around attention, then the feed-forward half."""
         x = _residual(x, attended, gate)
-        y, gate = self.post_attention_layernorm(x, cond)
+        y, gate = self.post_attention_layernorm(x, time)
         return _residual(x, self.mlp(y), gate)
 
 
@@ -206,24 +238,33 @@ class Pi0(nn.Module):
 
     # ── prefix ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def prefix(self, images: Tensor, image_mask: Tensor, tokens: Tensor, token_mask: Tensor) -> Prefix:
+    def prefix(
+        self, images: Tensor, image_mask: Tensor, tokens: Tensor, token_mask: Tensor, packed: bool = True
+    ) -> Prefix:
         """images (batch, cameras, height, width, 3) uint8, image_mask (batch, cameras) bool,
-        tokens (batch, length) int64, token_mask (batch, length) bool."""
-        hidden, mask = self.embed(self.see(images), image_mask, tokens, token_mask)
-        return self.read(hidden, mask)[0]
+        tokens (batch, length) int64, token_mask (batch, length) bool.
 
-    def see(self, images: Tensor) -> Tensor:
-        """(batch, cameras, height, width, 3) uint8 -> (batch, cameras, tokens, language width)."""
-        flat = images.flatten(0, 1).permute(0, 3, 1, 2).to(self.embedding.weight.dtype) / 127.5 - 1
-        features = self.vision(flat)
+        What is masked is not computed: absent cameras and padding cost nothing, and have no place in the result.
+        With packed=False it is computed and masked; shapes then follow from shapes alone, as graph capture needs."""
+        features = self.see(images, image_mask if packed else None)
+        hidden, mask = self.embed(features, image_mask, tokens, token_mask)
+        return self.read(*(_pack(hidden, mask) if packed else (hidden, mask)))[0]
+
+    def see(self, images: Tensor, present: Tensor | None = None) -> Tensor:
+        """(batch, cameras, height, width, 3) uint8 -> (batch, cameras, tokens, language width), zeros for cameras
+        that are not `present` (batch, cameras) bool."""
+        chosen = images.flatten(0, 1) if present is None else images[present]
+        features = self.vision(chosen.permute(0, 3, 1, 2).to(self.vision.position_embedding.dtype) / 127.5 - 1)
         if self.projector is not None:
             features = self.projector(features)
-        return features.unflatten(0, images.shape[:2])
+        if present is None:
+            return features.unflatten(0, images.shape[:2])
+        return features.new_zeros(*present.shape, *features.shape[1:]).index_put((present,), features)
 
     def embed(self, features: Tensor, image_mask: Tensor, tokens: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Image tokens of all cameras, then words -> (batch, tokens, width) and their (batch, tokens) mask."""
         words = self.embedding(tokens) * math.sqrt(self.config.language.width)
-        hidden = torch.cat([features.flatten(1, 2), words], 1)
+        hidden = torch.cat([features.flatten(1, 2).to(words.dtype), words], 1)
         mask = torch.cat([image_mask.repeat_interleave(features.shape[2], 1), token_mask], 1)
         return hidden, mask
 
@@ -239,7 +280,7 @@ class Pi0(nn.Module):
             values.append(value)
             if len(keys) < len(self.language):
                 attended = layer.self_attn.attend(layer.self_attn.query(x, rotation), key, value, visible)
-                hidden = layer.finish(hidden, attended, None, None)
+                hidden = layer.finish(hidden, attended)
         return Prefix(tuple(keys), tuple(values), mask), hidden
 
     # ── expert ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -251,61 +292,105 @@ class Pi0(nn.Module):
     def velocity(self, prefix: Prefix, state: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """As `step` for several draws of noise and time that share one frame's prefix: x_t (batch, draws, horizon,
         action_dim), t (batch, draws). Draws lie side by side in the sequence and do not see each other."""
-        suffix, cond = self._suffix(state, x_t, t)
-        draws, length = suffix.shape[1:3]
-        x = suffix.flatten(1, 2)
-        rotation = _rotation(
-            prefix.mask.sum(1, keepdim=True) + torch.arange(length, device=x.device).repeat(draws),
-            self.config.expert.head_dim,
-        )
-        visible = self._visible(prefix.mask, draws, length)
-        for layer, prefix_key, prefix_value in zip(_layers(self.expert), prefix.keys, prefix.values, strict=True):
-            y, gate = layer.input_layernorm(x, cond)
-            key, value = layer.self_attn.key_value(y, rotation)
-            attended = layer.self_attn.attend(
-                layer.self_attn.query(y, rotation),
-                torch.cat([prefix_key, key], 2),
-                torch.cat([prefix_value, value], 2),
-                visible,
-            )
-            x = layer.finish(x, attended, gate, cond)
-        x, _ = self.expert_norm(x, cond)
-        return self.action_out_proj(x.unflatten(1, (draws, length))[:, :, -self.config.horizon :])
+        return self.advance(self.remember(prefix, state, x_t.shape[1]), x_t, self.moment(t))
 
-    def _suffix(self, state: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
-        """-> tokens (batch, draws, length, width) and pi0.5's condition (batch, draws * length, width)."""
+    def flow(self, prefix: Prefix, state: Tensor, noise: Tensor, schedule: Schedule | None = None) -> Tensor:
+        """Euler from t = 1 to 0: noise (batch, horizon, action_dim) -> normalised actions of the same shape.
+        A `schedule` made before saves what does not depend on the frame."""
+        moments = (schedule or self.schedule()).moments
+        memory, x = self.remember(prefix, state), noise[:, None]
+        for moment in moments:
+            x = x - self.advance(memory, x, moment) / len(moments)
+        return x[:, 0]
+
+    def remember(self, prefix: Prefix, state: Tensor, draws: int = 1) -> Memory:
+        """What all steps of a chunk share. pi0's state token sees the prefix and itself alone, and knows no time: so
+        it is computed here, and its K/V join the prefix's."""
+        keys, values, mask = prefix.keys, prefix.values, prefix.mask
+        places = mask.sum(1, keepdim=True)
+        if not self.config.pi05:
+            mask = F.pad(mask, (0, 1), value=True)
+            keys, values = self._stand(prefix, state, _rotation(places, self.config.expert.head_dim), mask)
+            places = places + 1
+        length = self.config.horizon
+        own = torch.ones(length, length, dtype=torch.bool, device=mask.device)
+        if draws > 1:
+            seen = mask[:, None].expand(-1, draws * length, -1)
+            own = torch.block_diag(*[own] * draws).expand(len(mask), -1, -1)
+        else:  # every action sees all there is: one row of the mask serves all
+            seen, own = mask[:, None], own[:1].expand(len(mask), -1, -1)
+        room = 0 if torch.is_grad_enabled() else draws * length
+        return Memory(
+            tuple(F.pad(key, (0, 0, 0, room)) for key in keys),
+            tuple(F.pad(value, (0, 0, 0, room)) for value in values),
+            torch.cat([seen, own], 2)[:, None],
+            _rotation(places + torch.arange(length, device=mask.device).repeat(draws), self.config.expert.head_dim),
+            room,
+        )
+
+    def _stand(
+        self, prefix: Prefix, state: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The state token's way through the expert: the prefix's keys and values with its own at the end."""
+        x = self.state_proj(state)[:, None].to(prefix.keys[0].dtype)
+        keys, values = [], []
+        for layer, prefix_key, prefix_value in zip(_layers(self.expert), prefix.keys, prefix.values, strict=True):
+            y, _ = layer.input_layernorm(x)
+            key, value = layer.self_attn.key_value(y, rotation)
+            keys.append(torch.cat([prefix_key, key], 2))
+            values.append(torch.cat([prefix_value, value], 2))
+            if len(keys) < len(self.expert):
+                query = layer.self_attn.query(y, rotation)
+                x = layer.finish(x, layer.self_attn.attend(query, keys[-1], values[-1], mask[:, None, None]))
+        return tuple(keys), tuple(values)
+
+    def advance(self, memory: Memory, x_t: Tensor, moment: Moment) -> Tensor:
+        """Velocity at x_t (batch, draws, horizon, action_dim)."""
+        x = self._enter(x_t, moment).to(memory.keys[0].dtype)
+        norms = moment.norms or ((None, None),) * len(self.expert)
+        for layer, held, (before, after) in zip(
+            _layers(self.expert), zip(memory.keys, memory.values, strict=True), norms, strict=True
+        ):
+            y, gate = layer.input_layernorm(x, before)
+            y = y.flatten(1, 2)
+            query = layer.self_attn.query(y, memory.rotation)
+            key, value = map(_joined, held, layer.self_attn.key_value(y, memory.rotation), (memory.room,) * 2)
+            attended = layer.self_attn.attend(query, key, value, memory.visible)
+            x = layer.finish(x, attended.view_as(x), gate, after)
+        x, _ = self.expert_norm(x, moment.last)
+        return self.action_out_proj(x.to(self.action_out_proj.weight.dtype))
+
+    def _enter(self, x_t: Tensor, moment: Moment) -> Tensor:
+        """Noisy actions -> tokens (batch, draws, horizon, expert width)."""
         actions = self.action_in_proj(x_t)
         if self.config.step_embedding:
             actions = actions + self.step_embedding
-        time = _time_embedding(t, self.config.expert.width).to(actions.dtype)[:, :, None]
-        if self.config.pi05:
-            cond = F.silu(self.time_mlp_out(F.silu(self.time_mlp_in(time))))
-            return actions, cond.expand(-1, -1, actions.shape[2], -1).flatten(1, 2)
-        joined = torch.cat([actions, time.expand_as(actions)], -1)
-        actions = self.action_time_mlp_out(F.silu(self.action_time_mlp_in(joined)))
-        standing = self.state_proj(state)[:, None, None].expand(-1, actions.shape[1], 1, -1)
-        return torch.cat([standing, actions], 2), None
+        if moment.joined is None:
+            return actions
+        of_action = self.action_time_mlp_in.weight[:, : actions.shape[-1]]  # it takes [action | time]
+        return self.action_time_mlp_out(F.silu(F.linear(actions, of_action) + moment.joined))
 
-    def _visible(self, prefix_mask: Tensor, draws: int, length: int) -> Tensor:
-        """(batch, 1, draws * length, prefix + draws * length) bool. Actions see the prefix, the state and each
-        other; the state token sees the prefix and itself."""
-        block = torch.ones(length, length, dtype=torch.bool, device=prefix_mask.device)
+    def moment(self, t: Tensor) -> Moment:
+        """What every layer needs of the times t (batch, draws)."""
+        width = self.config.expert.width
+        time = _time_embedding(t, width)[:, :, None].to(self.action_in_proj.weight.dtype)
         if not self.config.pi05:
-            block[0, 1:] = False
-        own = torch.block_diag(*[block] * draws) if draws > 1 else block
-        rows = draws * length
-        return torch.cat(
-            [prefix_mask[:, None].expand(-1, rows, -1), own[None].expand(prefix_mask.shape[0], -1, -1)], 2
-        )[:, None]
+            of_time = self.action_time_mlp_in.weight[:, width:]
+            return Moment(F.linear(time, of_time, self.action_time_mlp_in.bias))
+        cond = F.silu(self.time_mlp_out(F.silu(self.time_mlp_in(time))))
+        norms = tuple(
+            (_modulation(layer.input_layernorm, cond), _modulation(layer.post_attention_layernorm, cond))
+            for layer in _layers(self.expert)
+        )
+        return Moment(None, norms, _modulation(self.expert_norm, cond))
 
-    def flow(self, prefix: Prefix, state: Tensor, noise: Tensor, steps: int | None = None) -> Tensor:
-        """Euler from t = 1 to 0: noise (batch, horizon, action_dim) -> normalised actions of the same shape."""
-        count = steps or self.config.steps
-        x = noise
-        for index in range(count):
-            time = torch.full(noise.shape[:1], 1 - index / count, dtype=noise.dtype, device=noise.device)
-            x = x - self.step(prefix, state, x, time) / count
-        return x
+    @torch.no_grad()
+    def schedule(self, steps: int | None = None) -> Schedule:
+        """Everything of time, for all steps: to be made once per version of the weights. Training does not use it:
+        there the weights move."""
+        count, device = steps or self.config.steps, self.action_in_proj.weight.device
+        times = (torch.full((1, 1), 1 - index / count, device=device) for index in range(count))
+        return Schedule(tuple(self.moment(t) for t in times))
 
     def flow_loss(self, prefix: Prefix, state: Tensor, actions: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Squared error of the velocity, (batch, draws): actions (batch, horizon, action_dim),
@@ -317,7 +402,7 @@ class Pi0(nn.Module):
 
     def groups(self) -> dict[str, str]:
         """Parameter name -> group: vision, projector, embedding, language.<layer>, expert.<layer> or heads."""
-        return {name: _group(name) for name, _ in self.named_parameters()}
+        return {name: part(name) for name, _ in self.named_parameters()}
 
 
 def sample_times(shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
@@ -329,13 +414,26 @@ def _layers(modules: nn.ModuleList) -> list[GemmaLayer]:
     return list(modules)  # type: ignore[arg-type]  # a ModuleList forgets what it holds
 
 
-def _group(name: str) -> str:
-    head, _, rest = name.partition(".")
-    if head in ("language", "expert"):
-        return f"{head}.{rest.partition('.')[0]}"
-    if head == "language_norm":
-        return "language"
-    return head if head in ("vision", "projector", "embedding") else "heads"
+def _modulation(norm: nn.Module, cond: Tensor) -> Modulation:
+    assert isinstance(norm, AdaRMSNorm)
+    return Modulation(*norm.dense(cond).float().chunk(3, dim=-1))
+
+
+def _pack(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Leave out what is masked, row by row: what remains keeps its order, and so its position and its result."""
+    longest = max(1, int(mask.sum(1).max()))
+    if longest == mask.shape[1]:
+        return hidden, mask
+    order = mask.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :longest]
+    return hidden.gather(1, order[..., None].expand(-1, -1, hidden.shape[2])), mask.gather(1, order)
+
+
+def _joined(held: Tensor, new: Tensor, room: int) -> Tensor:
+    """The keys or values of a memory and of the actions."""
+    if not room:
+        return torch.cat([held, new], 2)
+    held[:, :, -room:] = new
+    return held
 
 
 def _unit_rms(x: Tensor) -> Tensor:
@@ -357,8 +455,9 @@ def _rotation(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
 def _rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     """Half-split, as in Gemma: the first half of a head turns against the second."""
     cos, sin = rotation
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
+    first, second = x.float().chunk(2, dim=-1)
+    turned = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
+    return torch.cat(turned, -1).to(x.dtype)
 
 
 def _time_embedding(t: Tensor, width: int) -> Tensor:
