@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hotpolicy.launch.options import ROBOT, Robot
+from hotpolicy.robots.sim.faults import KINDS, Fault
 from hotpolicy.runtime.errors import ConfigError
 
 
@@ -22,6 +23,13 @@ def virtual_arm(
     realtime: Annotated[
         bool, typer.Option("--realtime", help="Run by the clock; otherwise time passes only tick by tick, 0.1 s each.")
     ] = False,
+    paced: Annotated[
+        bool, typer.Option("--paced", help="Let bytes take as long as on a wire of 1 Mbit/s; otherwise none at all.")
+    ] = False,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(help=f"KIND[:SERVO[:SECONDS]], as often as you like: {', '.join(KINDS)}. SERVO 0 is all of them."),
+    ] = None,
 ) -> None:
     """Run a simulated SO-101 until Ctrl-C: six servos that speak Feetech's protocol, a table, cubes and a camera."""
     from hotpolicy.launch.profile import load_profile
@@ -36,6 +44,23 @@ def virtual_arm(
     if len(sizes) > 1 or size[0] != size[1]:
         raise ConfigError(f"{profile.file}: cameras: the virtual arm has one square camera, got {sorted(sizes)}")
     config = VirtualArmConfig(
-        world=endpoint, link=port_link or Path(profile.port), realtime=realtime, image_size=size[0]
+        world=endpoint,
+        link=port_link or Path(profile.port),
+        paced=paced,
+        realtime=realtime,
+        image_size=size[0],
+        faults=tuple(map(_fault, fault or ())),
     )
     serve_virtual_arm(config, ready=lambda path: typer.echo(f"ready: {path}, world {endpoint}"))
+
+
+def _fault(text: str) -> Fault:
+    kind, servo, seconds, *more = [*text.split(":"), "", ""][: max(3, text.count(":") + 1)]
+    try:
+        if kind not in KINDS or more:
+            raise ValueError(kind)
+        return Fault(kind, int(servo or 0) or None, None, float(seconds or 0))
+    except ValueError as error:
+        raise ConfigError(
+            f"--fault: expected KIND[:SERVO[:SECONDS]] with a kind of {', '.join(KINDS)}, got {text!r}"
+        ) from error

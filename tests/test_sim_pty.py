@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import time
 
 import pytest
 import serial
@@ -95,3 +96,36 @@ def test_servos_move_behind_the_port(bus):
                 break
         else:
             pytest.fail("the servo did not arrive")
+
+
+@pytest.mark.parametrize("rate", [1_000_000, 115_200, 57_600, 128_000])
+def test_the_rate_a_client_opened_it_at_is_known(bus, rate):
+    with VirtualPort() as port, serial.Serial(port.path, rate):
+        assert port.rate() == rate
+
+
+def test_a_client_at_the_wrong_rate_is_not_heard(bus):
+    bus.strict_baud = True
+    with serve(bus, VirtualPort()) as port:
+        with serial.Serial(port.path, 115_200, timeout=0.1) as client:
+            client.write(packets.ping(1))
+            assert client.read(6) == b""
+        with serial.Serial(port.path, 1_000_000, timeout=2) as client:
+            client.write(packets.ping(1))
+            assert client.read(6) == packets.status(1, 0)
+
+
+def test_unplugged_on_command_and_back_by_itself(bus, tmp_path):
+    with serve(bus, VirtualPort(tmp_path / "arm")) as port:
+        bus.inject("unplug", delay_s=0.1)
+        with serial.Serial(port.path, 1_000_000, timeout=2) as client:
+            client.write(packets.ping(1))
+            with pytest.raises(serial.SerialException):
+                client.read(6)
+        for _ in range(200):
+            time.sleep(0.02)
+            if port.master >= 0:
+                break
+        with serial.Serial(port.path, 1_000_000, timeout=2) as client:
+            client.write(packets.ping(1))
+            assert client.read(6) == packets.status(1, 0)

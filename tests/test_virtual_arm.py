@@ -8,12 +8,14 @@ import zmq
 
 from hotpolicy.launch.processes import Child
 from hotpolicy.launch.rig import Rig, virtual_profile
+from hotpolicy.launch.virtual_arm import _fault
+from hotpolicy.robots.sim.faults import Fault
 from hotpolicy.robots.sim.kinematics import MAX_STEP
 from hotpolicy.robots.sim.tasks import Task
 from hotpolicy.robots.sources import OperatorSource, Wish
 from hotpolicy.robots.teleop.scripted import ScriptedOperator
 from hotpolicy.runtime.clock import Rate
-from hotpolicy.runtime.errors import BadRequest, BusLost, CameraLost, ConfigError
+from hotpolicy.runtime.errors import BadRequest, BusLost, CameraLost, ConfigError, WrongServo
 
 
 def start(folder, *more: str) -> Child:
@@ -111,6 +113,46 @@ def test_a_second_arm_on_the_same_sockets_is_one_clear_line(rig, folder):
     assert "world" in words[0]
     second.stop()
     rig.set_scene("touch the red cube", 1)  # the first one goes on
+
+
+def test_trouble_on_command(rig):
+    rig.set_scene("touch the red cube", 1)
+    rig.arm.read()
+    rig.world.fault("corrupt", id=3, times=1)
+    rig.world.fault("overload", id=6)
+    state = rig.arm.read()
+    assert state.stale == ()
+    assert dict(state.faults) == {"gripper.pos": ("overload",)}
+    with pytest.raises(BadRequest, match="kind: expected one of silent, drop"):
+        rig.world.fault("gremlins")
+    rig.world.mend()
+    rig.arm.torque(False)
+    rig.arm.torque(True)
+    assert rig.arm.read().faults == {}
+
+
+def test_the_motors_feel_what_the_arm_does(rig):
+    rig.set_scene("touch the red cube", 1)
+    goal = rig.arm.read().positions + np.array([0, 0, 0, 0, 0, -100], np.float32)
+    for _ in range(10):
+        rig.arm.send(goal)
+        rig.pacer.wait()
+    reply = rig.arm._arm.bus.sync_read((1, 6), 60, 10).by_id  # load, voltage, temperature, status, moving, current
+    assert reply[6].data[2] in range(110, 121)
+    assert reply[6].data[3] in range(29, 40)
+
+
+def test_trouble_from_the_start(tmp_path):
+    with start(tmp_path, "--fault", "silent:3", "--paced"), pytest.raises(WrongServo, match="found 1: STS3215"):
+        Rig.open(virtual_profile(tmp_path, 0, "ipc:///x", "ipc:///x.c"))
+
+
+@pytest.mark.parametrize("text", ["gremlins", "silent:x", "late:1:soon", "late:1:2:3", ""])
+def test_trouble_that_nobody_knows(text):
+    with pytest.raises(ConfigError, match="expected KIND"):
+        _fault(text)
+    assert _fault("late:2:0.05") == Fault("late", 2, None, 0.05)
+    assert _fault("echo") == Fault("echo")
 
 
 def test_by_the_clock(tmp_path):

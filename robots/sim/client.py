@@ -11,6 +11,7 @@ import numpy as np
 import zmq
 
 from hotpolicy.robots.robot import Frame
+from hotpolicy.robots.sim.faults import Kind
 from hotpolicy.robots.teleop.scripted import Truth
 from hotpolicy.runtime.clock import now
 from hotpolicy.runtime.errors import CameraLost, from_code
@@ -49,6 +50,13 @@ class VirtualWorld:
 
     def look(self) -> Moment:
         return self._ask({"do": "look"})
+
+    def fault(self, kind: Kind, id: int | None = None, times: int | None = None, delay_s: float = 0.0) -> None:
+        """Make trouble on the arm's bus, see `faults.Fault`; `mend` ends what has not ended by itself."""
+        self._ask({"do": "fault", "kind": kind, "id": id, "times": times, "delay_s": delay_s})
+
+    def mend(self) -> None:
+        self._ask({"do": "mend"})
 
     def shut_down(self) -> None:
         """End the virtual arm's process."""

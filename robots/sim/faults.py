@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Kind = Literal[
     "silent", "drop", "corrupt", "truncate", "noise", "late", "split", "foreign", "stop_at_gap", "echo", "overload",
     "unplug",
 ]  # fmt: skip
 
+KINDS: tuple[Kind, ...] = get_args(Kind)
 NOISE = b"\x00\x13\xff\x7e\xff"
 
 
@@ -21,8 +22,8 @@ class Fault:
     truncate: the last byte is missing. noise: junk comes first. late: the answer waits `delay_s`. split: its second
     half waits `delay_s`. foreign: it carries another id. stop_at_gap: after a silent servo, those asked later in a
     sync read do not answer either. echo: the bus repeats the question before the answer. overload: the servo's overload
-    protection has just tripped. unplug: the port goes away at the next question, and comes back after `delay_s` (0: it
-    stays away).
+    protection has just tripped. unplug: the port goes away at the next question (once, unless `times` says otherwise),
+    and comes back after `delay_s` (0: it stays away).
     """
 
     kind: Kind

@@ -7,8 +7,10 @@ and calls `port.pump(bus)` when it is readable. `serve` is a small thread that d
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
+import struct
 import threading
 import tty
 from collections.abc import Iterator
@@ -20,6 +22,8 @@ from hotpolicy.runtime.clock import now
 from hotpolicy.runtime.errors import ConfigError
 
 CHUNK = 4096  # bytes
+TCGETS2 = 0x802C542A  # ioctl that knows rates for which termios has no constant
+TERMIOS2 = struct.Struct("4I20B2I")  # flags, line and control characters, input and output rate
 
 
 class VirtualPort:
@@ -33,6 +37,7 @@ class VirtualPort:
         self._lock = threading.RLock()  # a descriptor must not be closed, and its number reused, under a read
         self.master = -1
         self._slave = -1
+        self._back_at: float | None = None  # when an unplugged port comes back by itself
         self._open()
 
     def _open(self) -> None:
@@ -75,10 +80,21 @@ class VirtualPort:
                 return 0
 
     def pump(self, bus: VirtualWire[Any, Any]) -> None:
-        """Carry what is there from the client to the bus and back. Call when `master` is readable, and at
-        `bus.next_due` when answers are late."""
+        """Carry what is there from the client to the bus and back. Call when `master` is readable, at `bus.next_due`
+        when answers are late, and now and then while the port is unplugged."""
+        if self._back_at is not None and now() >= self._back_at:
+            self.replug()
         data = self.read()
-        self.write(bus.feed(data) if data else bus.due())
+        if data and (fault := bus.active("unplug", 0)):
+            self.unplug()
+            self._back_at = now() + fault.delay_s if fault.delay_s else None
+            return
+        self.write(bus.feed(data, self.rate() if bus.strict_baud else None) if data else bus.due())
+
+    def rate(self) -> int:
+        """What the client has opened the port at, bit/s. Linux only; it says nothing of what the pty does."""
+        settings = fcntl.ioctl(self._slave, TCGETS2, bytes(TERMIOS2.size))
+        return int(TERMIOS2.unpack(settings)[-1])
 
     def unplug(self) -> None:
         """The device is gone: an open client gets an I/O error, the link stays and leads nowhere."""
@@ -87,6 +103,7 @@ class VirtualPort:
                 if fd >= 0:
                     os.close(fd)
             self.master = self._slave = -1
+            self._back_at = None
 
     def replug(self) -> None:
         """A new terminal, usually under another device name; the link points to it."""
@@ -128,6 +145,7 @@ def serve(bus: VirtualWire[Any, Any], port: VirtualPort, step_ticks: float = 0.0
         while not stop.is_set():
             if port.master < 0:
                 stop.wait(0.005)
+                port.pump(bus)
                 continue
             wait = 0.01 if bus.next_due is None else min(max(bus.next_due - now(), 0.0), 0.01)
             with contextlib.suppress(OSError, ValueError):  # unplugged while waiting: the next turn sees it

@@ -7,8 +7,10 @@ registers move, and the world does not notice, as on a real arm.
 
 from __future__ import annotations
 
+import functools
+import itertools
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
 from typing import ClassVar
 
 from hotpolicy.robots.calibration import Calibration
@@ -65,7 +67,7 @@ class VirtualServo:
         self._pending: tuple[int, bytes] | None = None  # a REG_WRITE that waits for ACTION
         self._tripped = False  # overload protection: reduced torque until it is switched off
         self._profile: tuple[float, float] | None = None  # (ticks, ticks/s) on the way to a goal with speed or ramp
-        self.present_ticks = float((low + high) // 2)
+        self.present_ticks = self._was = float((low + high) // 2)  # `_was`: when time last passed
         self.poke("goal_position", self.peek("present_position"))
 
     @property
@@ -125,6 +127,11 @@ class VirtualServo:
         self._present = float(ticks)
         self._show_position()
 
+    def place(self, ticks: float) -> None:
+        """Stand elsewhere without having moved there."""
+        self.present_ticks = self._was = ticks
+        self._profile = None
+
     @property
     def errors(self) -> int:
         """Error bits: in every answer, and in the status register."""
@@ -148,7 +155,6 @@ class VirtualServo:
     def live(self, dt: float, load: float | None = None) -> None:
         """Let `dt` seconds pass. `load` is what a world makes the motor bear (-1..1 of its strength), and the world
         sets the position; without one the servo moves by itself, at most at its top speed, unless it is `held`."""
-        before = self._present
         self._follow_profile(dt)
         if load is None:
             load = self._move(dt)
@@ -156,7 +162,8 @@ class VirtualServo:
         allowed_current = self.peek("protection_current") * CURRENT_UNIT or float("inf")
         self.motor.push(dt, min(max(load, -limit), limit), self.peek("overload_torque") / 100, allowed_current)
         self._protect()
-        self._show_motor((self._present - before) / dt if dt > 0 else 0.0)
+        self._show_motor((self._present - self._was) / dt if dt > 0 else 0.0)
+        self._was = self._present
 
     def power_cycle(self) -> None:
         """EEPROM as last saved, everything else as at switch-on: torque off, locked, goal where the arm is."""
@@ -319,7 +326,7 @@ class VirtualServo:
 EFFECTIVE = ("torque", "goal_position", "position_offset")  # registers whose writing does more than store
 
 
-@lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=256)
 def _reach(address: int, size: int) -> tuple[tuple[int, ...], frozenset[str]]:
     """Of a write: the addresses that may be written, and which of EFFECTIVE it touches."""
     span = range(address, address + size)
@@ -367,22 +374,34 @@ class VirtualBus(VirtualWire[Frame, VirtualServo]):
             yield from self._sync_read(frame.data)
         elif frame.code == Instruction.SYNC_WRITE:
             self._sync_write(frame.data)
-        else:
+        elif frame.id == BROADCAST:
             for servo in self.servos:
-                if frame.id in (servo.id, BROADCAST) and self.hears(servo):
+                if self.hears(servo):
                     yield servo, servo.answer(frame)
+        else:
+            yield from self._at_once([(servo, servo.answer(frame)) for servo in self._listening(frame.id)])
 
     def _sync_read(self, data: bytes) -> Iterable[tuple[VirtualServo, bytes | None]]:
         window, asked = data[:2], data[2:]
-        present = {servo.id: servo for servo in self.servos}
         for id in asked:
-            servo = present.get(id)
-            if servo is None or not self.hears(servo):
-                if self.active("stop_at_gap", id):
-                    return
-                continue
-            values = servo.read(window)
-            yield servo, None if values is None else status(id, servo.errors, values)
+            listening = self._listening(id)
+            if not listening and self.active("stop_at_gap", id):
+                return
+            answers = []
+            for servo in listening:
+                values = servo.read(window)
+                answers.append((servo, None if values is None else status(id, servo.errors, values)))
+            yield from self._at_once(answers)
+
+    def _listening(self, id: int) -> list[VirtualServo]:
+        return [servo for servo in self.servos if servo.id == id and self.hears(servo)]
+
+    def _at_once(self, answers: list[tuple[VirtualServo, bytes | None]]) -> list[tuple[VirtualServo, bytes | None]]:
+        """Servos with the same id answer at the same time: where one pulls the wire low, it is low."""
+        if len(answers) < 2:
+            return answers
+        bytes_at = itertools.zip_longest(*(answer or b"" for _, answer in answers), fillvalue=0xFF)
+        return [(answers[0][0], bytes(functools.reduce(operator.and_, row) for row in bytes_at))]
 
     def _sync_write(self, data: bytes) -> None:
         if len(data) < 2 or (len(data) - 2) % (data[1] + 1):

@@ -17,6 +17,7 @@ import numpy as np
 import zmq
 
 from hotpolicy.robots.calibration import JointCalibration
+from hotpolicy.robots.sim.faults import KINDS, Fault
 from hotpolicy.robots.sim.kinematics import JOINTS, joints_from_ticks
 from hotpolicy.robots.sim.pty import VirtualPort
 from hotpolicy.robots.sim.scene import IMAGE_SIZE, SUBSTEPS, TIMESTEP
@@ -27,6 +28,8 @@ from hotpolicy.runtime import endpoint
 from hotpolicy.runtime.clock import now
 from hotpolicy.runtime.errors import BadRequest, ConfigError, HotpolicyError
 
+WIRE_BAUD = 1_000_000  # bit/s, as the servos are set
+CLOSE_S = 2e-3  # what is due sooner is waited for awake: no sleep is that exact
 MAX_MESSAGE = 4096  # bytes; a question to the world is a few words
 
 
@@ -34,8 +37,10 @@ MAX_MESSAGE = 4096  # bytes; a question to the world is a few words
 class VirtualArmConfig:
     world: str  # ZeroMQ endpoint of the world socket, ipc or loopback
     link: Path | None = None  # a stable name for the serial port
+    paced: bool = False  # bytes take the time they take on a real wire
     realtime: bool = False  # run by the clock; otherwise only a `tick` moves time
     image_size: int = IMAGE_SIZE  # pixels
+    faults: tuple[Fault, ...] = ()  # trouble from the start
 
 
 def virtual_calibration() -> dict[str, JointCalibration]:
@@ -54,6 +59,10 @@ class VirtualArm:
     def __init__(self, config: VirtualArmConfig):
         self.world = World(config.image_size)
         self.bus = VirtualBus.from_calibration(virtual_calibration())
+        self.bus.strict_baud = True
+        self.bus.baud = WIRE_BAUD if config.paced else None
+        for fault in config.faults:
+            self.bus.inject(fault.kind, fault.id, fault.times, fault.delay_s)
         self.port = VirtualPort(config.link)
         self.realtime = config.realtime
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REP)
@@ -72,12 +81,18 @@ class VirtualArm:
 
     def run(self) -> None:
         poller = zmq.Poller()
-        poller.register(self.port.master, zmq.POLLIN)
         poller.register(self._socket, zmq.POLLIN)
+        watched = -1
         try:
             while self._running:
+                if watched != self.port.master:  # unplugged, or plugged in again
+                    if watched >= 0:
+                        poller.unregister(watched)
+                    watched = self.port.master
+                    if watched >= 0:
+                        poller.register(watched, zmq.POLLIN)
                 ready = dict(poller.poll(self._patience()))
-                if self.port.master in ready or self.bus.next_due is not None:
+                if watched in ready or watched < 0 or self.bus.next_due is not None:
                     self.port.pump(self.bus)
                 if self.realtime:
                     self._catch_up()
@@ -95,7 +110,9 @@ class VirtualArm:
     def _patience(self) -> int:
         """How long poll may sleep, ms."""
         if self.bus.next_due is not None:
-            return 1
+            return 0 if self.bus.next_due - now() < CLOSE_S else 1
+        if self.port.master < 0:
+            return 5
         return 5 if self.realtime else 200
 
     def _catch_up(self) -> None:
@@ -111,7 +128,7 @@ class VirtualArm:
             if self._substeps % SUBSTEPS == 0:
                 self.world.referee.tick()
         if due:
-            self._feel()
+            self._feel(due * TIMESTEP)
 
     def _drive(self) -> None:
         """Servo goals -> physics. A released servo stays where it is: the links are balanced."""
@@ -122,15 +139,17 @@ class VirtualArm:
         ]
         self.world.goal = joints_from_ticks(np.array(goals)) - self.world.offset
 
-    def _feel(self) -> None:
-        """Physics -> servo registers."""
-        for servo, ticks in zip(self.bus.servos, self.world.ticks(), strict=True):
+    def _feel(self, dt: float) -> None:
+        """Physics -> servo registers, `dt` seconds after it last was."""
+        loads = self.world.scene.loads()
+        for servo, ticks, load in zip(self.bus.servos, self.world.ticks(), loads, strict=True):
             servo.present_ticks = float(ticks)
+            servo.live(dt, float(load))
 
     def _seat(self) -> None:
         """After a reset: the arm stands elsewhere, and wants to stay there."""
-        self._feel()
-        for servo in self.bus.servos:
+        for servo, ticks in zip(self.bus.servos, self.world.ticks(), strict=True):
+            servo.place(float(ticks))
             servo.poke("goal_position", servo.peek("present_position"))
 
     def _answer(self, message: bytes) -> dict[str, Any]:
@@ -156,13 +175,24 @@ class VirtualArm:
                     raise BadRequest("tick: this virtual arm runs by the clock; start it without --realtime")
                 self._drive()
                 self.world.tick()
-                self._feel()
+                self._feel(SUBSTEPS * TIMESTEP)
             case "look":
                 pass
+            case "fault":
+                self._inject(question)
+            case "mend":
+                self.bus.clear()
             case "close":
                 self._running = False
             case other:
-                raise BadRequest(f"do: expected reset, tick, look or close, got {other!r}")
+                raise BadRequest(f"do: expected reset, tick, look, fault, mend or close, got {other!r}")
+
+    def _inject(self, question: dict[str, Any]) -> None:
+        kind, id, times = question.get("kind"), question.get("id"), question.get("times")
+        if kind not in KINDS:
+            raise BadRequest(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+        id, times = (None if number is None else int(number) for number in (id, times))
+        self.bus.inject(kind, id, times, float(question.get("delay_s", 0)))
 
     def _describe(self) -> dict[str, Any]:
         referee, truth = self.world.referee, self.world.truth()

@@ -90,7 +90,7 @@ class VirtualWire(ABC, Generic[Frame, Servo]):
 
     def inject(self, kind: Kind, id: int | None = None, times: int | None = None, delay_s: float = 0.0) -> Fault:
         """Start a fault; see `Fault` for the kinds. `clear` ends all of them."""
-        fault = Fault(kind, id, times, delay_s)
+        fault = Fault(kind, id, 1 if kind == "unplug" and times is None else times, delay_s)
         if kind == "overload":
             for servo in self.servos:
                 if fault.concerns(servo.id):
