@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 from golden.pi0_weights import weight
 from torch import Tensor
 
+from hotpolicy.runtime.model import pi0
 from hotpolicy.runtime.model.pi0 import Pi0, Pi0Config
 from hotpolicy.runtime.model.weights import Depths, parameters
 
 FOLDER = Path(__file__).parent / "golden" / "pi0"
 FAMILIES = ("pi0", "pi05")
 SIZES = ("tiny", "grouped", "small")
-PARTS = ("keys", "values", "step", "sample", "loss")
+PARTS = ("keys", "values", "step", "sample", "time", "loss")
 
 
 @dataclass(frozen=True)
@@ -66,13 +69,30 @@ def answers(model: Pi0, golden: Golden) -> dict[str, Tensor]:
         torch.stack(list(part)).permute(1, 3, 0, 2, 4)[prefix.mask] for part in (prefix.keys, prefix.values)
     )
     noise, state = given["noise"], given["state"]
+    with spied_times() as times:
+        sample = model.flow(prefix, state, noise)
     return {
         "keys": keys,
         "values": values,
         "step": model.step(prefix, state, given["x_t"], given["step_t"]),
-        "sample": model.flow(prefix, state, noise),
+        "sample": sample,
+        "time": torch.stack([time.flatten(0, -2)[0] for time in times]),
         "loss": model.flow_loss(prefix, state, given["actions"], noise[:, None], given["loss_t"][:, None])[:, 0],
     }
+
+
+@contextmanager
+def spied_times() -> Iterator[list[Tensor]]:
+    """Every embedded time (..., width) that our model computes meanwhile."""
+    made: list[Tensor] = []
+    real = pi0._time_embedding
+
+    def spy(t: Tensor, width: int) -> Tensor:
+        made.append(real(t, width))
+        return made[-1]
+
+    with mock.patch.object(pi0, "_time_embedding", spy):
+        yield made
 
 
 def gap(ours: Tensor, theirs: Tensor) -> float:

@@ -35,7 +35,7 @@ def test_goldens_have_what_hides_mistakes(golden: Golden) -> None:
     assert words.min() < golden["token_mask"].shape[1]
     assert len(golden["keys"]) == sum(cameras.sum(1)) * golden.config.vision.tokens + words.sum()
     for part in PARTS:
-        assert golden[part].abs().max() > 1
+        assert golden[part].abs().max() > 0.9
     model = fill(Pi0(golden.config), golden.seed)
     assert all(parameter.std() > 0.01 for parameter in model.parameters())
 

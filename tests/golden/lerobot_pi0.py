@@ -6,12 +6,14 @@ constructs are wrapped, so that the same code builds a model of the size asked f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 from unittest import mock
 
 import torch
+from lerobot.policies.common.vla_utils import create_sinusoidal_pos_embedding
 from lerobot.policies.pi0 import modeling_pi0
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from lerobot.policies.pi05 import modeling_pi05
@@ -63,6 +65,22 @@ def embed_and_read(model: Any, images: list[Tensor], seen: list[Tensor], tokens:
         use_cache=True,
     )
     return mask, cache
+
+
+@contextmanager
+def spied_times() -> Iterator[list[Tensor]]:
+    """Every embedded time (batch, width) that LeRobot computes meanwhile."""
+    made: list[Tensor] = []
+
+    def spy(*given: Any, **named: Any) -> Tensor:
+        made.append(create_sinusoidal_pos_embedding(*given, **named))
+        return made[-1]
+
+    with (
+        mock.patch.object(modeling_pi0, "create_sinusoidal_pos_embedding", spy),
+        mock.patch.object(modeling_pi05, "create_sinusoidal_pos_embedding", spy),
+    ):
+        yield made
 
 
 def _of_size(module: ModuleType, config: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:

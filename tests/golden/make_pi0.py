@@ -4,8 +4,8 @@
 
 One file per family and size, pi0/FAMILY_SIZE.npz. A file holds the configuration, the seed of the weights (made by
 pi0_weights.py, so not stored), the inputs, and from LeRobot in fp32: K and V of every layer at the tokens that exist,
-one denoise step, the whole sample and the training loss; and its bf16 sample, whose distance from fp32 is the floor
-below which no bf16 result can be told from another.
+one denoise step, the whole sample, the embedding of time in each of the sample's steps, and the training loss; and its
+bf16 sample, whose distance from fp32 is the floor below which no bf16 result can be told from another.
 """
 
 from __future__ import annotations
@@ -131,8 +131,11 @@ class Reference:
     def state(self) -> tuple[Tensor, ...]:
         return () if self.pi05 else (self.given["state"],)
 
-    def sample(self) -> Tensor:
-        return self.model.sample_actions(*self.seen, *self.state, noise=self.given["noise"])
+    def sample(self) -> tuple[Tensor, Tensor]:
+        """-> actions, and the embedded time of every step (steps, expert width)."""
+        with lerobot_pi0.spied_times() as times:
+            actions = self.model.sample_actions(*self.seen, *self.state, noise=self.given["noise"])
+        return actions, torch.stack([time[0] for time in times])
 
     def loss(self) -> Tensor:
         """(batch,)"""
@@ -162,11 +165,13 @@ def compute(case: Case) -> dict[str, np.ndarray]:
         Reference(lerobot_pi0.build(case.config, case.seed, dtype), case.config["pi05"], tensors)
         for dtype in ("float32", "bfloat16")
     )
+    sample, time = exact.sample()
     found = {
         **exact.prefix_and_step(),
-        "sample": exact.sample(),
+        "sample": sample,
+        "time": time.float(),
         "loss": exact.loss(),
-        "sample_bf16": mixed.sample().float(),
+        "sample_bf16": mixed.sample()[0].float(),
         "step_bf16": mixed.prefix_and_step()["step"].float(),
     }
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
