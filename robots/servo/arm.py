@@ -7,6 +7,7 @@ released arm (writing one would switch the torque on); torque on starts from whe
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,9 +17,20 @@ import numpy as np
 from hotpolicy.robots.arms.so import SO101_FOLLOWER
 from hotpolicy.robots.calibration import Calibration, JointCalibration, load_calibration
 from hotpolicy.robots.robot import ArmState
+from hotpolicy.robots.servo.axes import disagreements, forgotten_turns
 from hotpolicy.robots.servo.bus import ServoBus, Timing
-from hotpolicy.robots.servo.stored import read_register, require_calibration, select_calibration, store_calibration
+from hotpolicy.robots.servo.complaints import Complaints
+from hotpolicy.robots.servo.protocol import Reply
+from hotpolicy.robots.servo.stored import (
+    apply_settings,
+    as_counted,
+    read_register,
+    require_calibration,
+    select_calibration,
+    store_calibration,
+)
 from hotpolicy.robots.servo.tables import ArmTable
+from hotpolicy.robots.servo.watchdog import Watchdogs
 from hotpolicy.runtime.clock import now
 from hotpolicy.runtime.errors import BusLost, ConfigError, LimitViolation, ServoFault, ServoSilent, WrongServo
 from hotpolicy.runtime.messages import Joint, RobotSpec
@@ -67,16 +79,21 @@ class ServoArm:
     def __init__(self, bus: ServoBus, table: ArmTable, calibration: Calibration, spec: RobotSpec | None = None):
         self.bus = bus
         self.table = table
-        self._rows = table.joints
+        self._rows = table.servos
         registers = table.family.registers
         self._torque, self._goal = registers["torque"], registers["goal_position"]
         self._present = registers["present_position"]
-        self._joints = {row.id: row for row in table.joints}
-        self._calibration = select_calibration(table, calibration)
+        self._joints = {row.id: row for row in self._rows}
+        self._filed = select_calibration(table, calibration)
+        self._calibration = as_counted(table, self._filed)
         self.spec = spec or self._full_spec()
         _check_spec(self.spec, table)
         self._ids = tuple(self._joints)
-        self._ticks: dict[int, int] = {}  # last known positions
+        self._driven = tuple(row.id for row in table.joints)  # who is sent goals; shadows take their joint's
+        self._ticks: dict[int, int] = {}  # last known positions, within the calibrated turn
+        self._turns: dict[int, int] = {}  # ticks to add to what a servo says to get there
+        self._watchdogs = Watchdogs(bus, table.family)
+        self._complaints = Complaints(bus, table.family)
         self._silent: set[int] = set()  # did not answer the last read
         self.torque_on = False  # all joints are known to be energised
 
@@ -87,8 +104,10 @@ class ServoArm:
         self.torque_on = False  # until it has been read
         self._verify_models()
         if write:
-            store_calibration(self.bus, self.table, self._calibration)
-        require_calibration(self.bus, self.table, self._calibration)
+            store_calibration(self.bus, self.table, self._filed)
+        require_calibration(self.bus, self.table, self._filed)
+        self._count_turns(self._read_present())
+        self._watchdogs.distrust()
         if self.table.leader:
             self.torque(False)  # a hand has to move it
         self.torque_on = all(read_register(self.bus, self.table, "torque").values())
@@ -104,7 +123,7 @@ class ServoArm:
         model = self.table.family.registers["model"]
         replies = self.bus.sync_read(self._ids, model.address, model.size)
         found = {servo: model.decode(reply.data) for servo, reply in replies.by_id.items()}
-        expected = {joint.id: joint.model for joint in self.table.joints}
+        expected = {joint.id: joint.model for joint in self._rows}
         if found != expected:
             found = self.bus.scan() | found
             raise WrongServo(f"{self.bus.port}: expected {self._list(expected)}; found {self._list(found)}")
@@ -114,35 +133,38 @@ class ServoArm:
     def read(self) -> ArmState:
         """Positions of all joints; of a silent one the last known. Raises ServoSilent when there is none yet."""
         replies = self.bus.sync_read(self._ids, self._present.address, self._present.size)
-        self._ticks.update({servo: self._present.decode(reply.data) for servo, reply in replies.by_id.items()})
+        raw = {servo: self._present.decode(reply.data) for servo, reply in replies.by_id.items()}
+        back = self._silent & raw.keys()
+        if back:
+            self._count_turns({servo: raw[servo] for servo in back})
+            self._watchdogs.distrust()
+        self._ticks.update({servo: ticks + self._turns.get(servo, 0) for servo, ticks in raw.items()})
         unknown = [servo for servo in self._ids if servo not in self._ticks]
         if unknown:
             raise ServoSilent(f"{self.bus.port}: joint {self._name(unknown[0])}: expected a position, none came yet")
-        back = self._silent & replies.by_id.keys()
         self._silent = set(replies.missing)
         if back and self.torque_on:
             self._recheck_torque(back)
-        positions = [self._of(s).to_value(self._ticks[s], self._joints[s].unit) for s in self._ids]
+        stopped = self._revive()
+        positions = [self._of(s).to_value(self._ticks[s], self._joints[s].unit) for s in self._driven]
         return ArmState(
             positions=np.array(positions, dtype=np.float32),
-            stale=tuple(f"{self._name(servo)}.pos" for servo in replies.missing),
-            faults={
-                f"{self._name(servo)}.pos": self.table.family.decode_errors(reply.error)
-                for servo, reply in replies.by_id.items()
-                if reply.error
-            },
+            stale=tuple(dict.fromkeys(self._label(servo) for servo in replies.missing)),
+            faults=self._faults(replies.by_id, stopped),
             read_at=now(),
         )
 
     def send(self, positions: np.ndarray) -> None:
         """One packet with the goals of all joints, cut to the calibrated ticks. Raises LimitViolation, and sends
         nothing, when the arm is released: a goal would switch its torque on."""
+        if self.torque_on and self._watchdogs.due:
+            self.read()  # a servo that has stopped by itself would not take the goal
         if not self.torque_on:
             raise LimitViolation(f"{self.bus.port}: expected torque on before a goal, it is off; nothing was sent")
         self._send_ticks(
             {
                 servo: self._of(servo).to_ticks(float(value), self._joints[servo].unit)
-                for servo, value in zip(self._ids, positions, strict=True)
+                for servo, value in zip(self._driven, positions, strict=True)
             }
         )
 
@@ -151,7 +173,7 @@ class ServoArm:
         if not self.torque_on:
             return
         self.read()
-        heard = [servo for servo in self._ids if servo not in self._silent]
+        heard = [servo for servo in self._driven if servo not in self._silent]
         if heard and self.torque_on:
             self._send_ticks({servo: self._ticks[servo] for servo in heard})
 
@@ -172,25 +194,36 @@ class ServoArm:
                     self.hold()
                 if release:
                     self.torque(False)
+                else:
+                    self._disarm()
         except BusLost as error:
             log.warning("closing without holding: %s", error)
         finally:
             self.bus.close()
 
     def _switch_on(self) -> None:
-        present = read_register(self.bus, self.table, "present_position")
+        said = self._read_present()
+        self._count_turns(said)
+        present = {servo: ticks + self._turns.get(servo, 0) for servo, ticks in said.items()}
         for row in self._rows:
-            limit, at = self._calibration[row.name], present[row.name]
+            limit, at = self._calibration[row.name], present[row.id]
             if not limit.range_min - REST_TOLERANCE <= at <= limit.range_max + REST_TOLERANCE:
                 raise LimitViolation(
                     f"{self.bus.port}: joint {row.name}: expected at ticks {limit.range_min}..{limit.range_max} before "
                     f"torque, it is at {at}; move it by hand, or recalibrate"
                 )
+        for joint, text in disagreements(self.table, said).items():
+            raise LimitViolation(f"{self.bus.port}: joint {joint}: {text}, so the two would pull against one another")
+        on_already = read_register(self.bus, self.table, "torque")
+        for row in self._rows:
+            if not on_already[row.name]:
+                apply_settings(self.bus, self.table, row)
         for row in self._rows:  # the goal first, and acknowledged: one left from before would be driven to at once
-            goal = self._calibration[row.name].clamp(present[row.name])
-            self._write_all(row.id, self.table.family.before_torque)
+            goal = self._said(row.id, self._of(row.id).clamp(present[row.id]))
+            self._watchdogs.arm(row.id)
             self.bus.write(row.id, self._goal.address, self._goal.encode(goal))
             self.bus.write(row.id, self._torque.address, self._torque.encode(1))
+        self._watchdogs.feed()
         off = [name for name, value in read_register(self.bus, self.table, "torque").items() if not value]
         self.torque_on = not off
         if off:
@@ -203,7 +236,7 @@ class ServoArm:
             for servo in left:
                 with suppress(ServoSilent):  # asked for below, and tried again
                     self.bus.write(servo, self._torque.address, self._torque.encode(0))
-                    self._write_all(servo, self.table.family.after_release)
+                    self._watchdogs.disarm(servo)
             replies = self.bus.sync_read(left, self._torque.address, self._torque.size)
             left = [
                 servo for servo in left if servo not in replies.by_id or self._torque.decode(replies.by_id[servo].data)
@@ -213,10 +246,53 @@ class ServoArm:
         names = ", ".join(self._name(servo) for servo in left)
         raise ServoFault(f"{self.bus.port}: expected torque off, it is on or unknown at {names}")
 
-    def _write_all(self, servo: int, settings: Sequence[tuple[str, int]]) -> None:
-        for name, value in settings:
-            register = self.table.family.registers[name]
-            self.bus.write(servo, register.address, register.encode(value))
+    def _disarm(self) -> None:
+        """The arm is left holding, and whoever drives it next may not know of the servos' watchdogs."""
+        for servo in self._ids:
+            with suppress(ServoSilent):
+                self._watchdogs.disarm(servo)
+
+    def _revive(self) -> tuple[int, ...]:
+        """After a pause: who has stopped by itself. Its goal is now where it stands, and it takes goals again."""
+        if not (self.torque_on and self._watchdogs.due):
+            self._watchdogs.feed()
+            return ()
+        heard = (servo for servo in self._ids if servo not in self._silent)
+        stopped = self._watchdogs.revive(
+            {servo: self._said(servo, self._of(servo).clamp(self._ticks[servo])) for servo in heard}
+        )
+        if stopped:
+            names = ", ".join(self._name(servo) for servo in stopped)
+            log.warning("%s: the bus was silent for long enough that %s stopped", self.bus.port, names)
+        return stopped
+
+    def _read_present(self) -> dict[int, int]:
+        """What all servos say of their position, by id. Raises ServoSilent."""
+        by_name = read_register(self.bus, self.table, "present_position")
+        return {row.id: by_name[row.name] for row in self._rows}
+
+    def _count_turns(self, said: Mapping[int, int]) -> None:
+        for servo, ticks in said.items():
+            if self._joints[servo].turns:
+                self._turns[servo] = forgotten_turns(self._of(servo), ticks, REST_TOLERANCE)
+
+    def _said(self, servo: int, ticks: int) -> int:
+        """A position as the servo itself counts it."""
+        return ticks - self._turns.get(servo, 0)
+
+    def _faults(self, replies: Mapping[int, Reply], stopped: Sequence[int]) -> dict[str, tuple[str, ...]]:
+        """What the servos report of themselves and what is wrong between them, by joint."""
+        faults: defaultdict[str, tuple[str, ...]] = defaultdict(tuple)
+        for servo, reply in replies.items():
+            if reply.error:
+                faults[self._label(servo)] += self._complaints.of(servo, reply.error)
+        for servo in stopped:
+            faults[self._label(servo)] += ("bus watchdog",)
+        if self.table.shadows:
+            said = {servo: self._said(servo, ticks) for servo, ticks in self._ticks.items()}
+            for joint, text in disagreements(self.table, said).items():
+                faults[f"{joint}.pos"] += (text,)
+        return dict(faults)
 
     def _recheck_torque(self, servos: set[int]) -> None:
         """A servo that was away may have lost power; the next goal would switch it on wherever its arm has sunk to."""
@@ -228,7 +304,7 @@ class ServoArm:
             log.error("%s: torque was lost at %s; no goal is sent until it is on again", self.bus.port, ", ".join(lost))
 
     def _send_ticks(self, ticks: Mapping[int, int]) -> None:
-        goals = {servo: self._goal.encode(self._of(servo).clamp(at)) for servo, at in ticks.items()}
+        goals = {servo: self._goal.encode(self._said(servo, self._of(servo).clamp(at))) for servo, at in ticks.items()}
         self.bus.sync_write(self._goal.address, goals)
 
     def _of(self, servo: int) -> JointCalibration:
@@ -241,9 +317,14 @@ class ServoArm:
     def _name(self, servo: int) -> str:
         return self._joints[servo].name
 
+    def _label(self, servo: int) -> str:
+        """The joint a servo moves, as states and actions name it."""
+        row = self._joints[servo]
+        return f"{row.follows or row.name}.pos"
+
     def _full_spec(self) -> RobotSpec:
         joints = []
-        for row in self._rows:
+        for row in self.table.joints:
             limit = self._calibration[row.name]
             low, high = sorted(limit.to_value(ticks, row.unit) for ticks in (limit.range_min, limit.range_max))
             joints.append(Joint(f"{row.name}.pos", row.unit, low, high))

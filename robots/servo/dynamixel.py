@@ -7,7 +7,18 @@ from functools import lru_cache
 
 from hotpolicy.robots.servo import dynamixel_packets as packets
 from hotpolicy.robots.servo.dynamixel_packets import BROADCAST, FAST_OVERHEAD, OVERHEAD, SLOT_OVERHEAD, Instruction
-from hotpolicy.robots.servo.dynamixel_registers import XSERIES
+from hotpolicy.robots.servo.dynamixel_registers import (
+    ALERT,
+    BAUD_RATES,
+    MODELS,
+    OFFSET_LIMIT,
+    WATCHDOG_TRIPPED,
+    WATCHDOG_UNIT_S,
+    XSERIES,
+    decode_errors,
+    decode_hardware,
+)
+from hotpolicy.robots.servo.family import Details, Family, Watchdog
 from hotpolicy.robots.servo.protocol import Question, Reply
 
 PING_DATA = 3  # bytes: model and firmware
@@ -15,6 +26,9 @@ PING_SIZE = PING_DATA + OVERHEAD
 FAST_TRIES = 3  # fast sync reads that fail one after another before the bus does without
 MARK = packets.PREFIX  # where a request has its instruction
 ANSWER = len(packets.HEADER) + 4  # bytes of an answer before its error byte
+# A servo that hears nothing for so long stops where it is. Longer than the period of a 5 Hz loop, so that it trips when
+# a program hangs and not when it is slow; what happens after a pause is in watchdog.py.
+WATCHDOG_S = 0.5
 CACHED = 64  # a control loop asks the same few questions each cycle
 
 
@@ -140,3 +154,17 @@ def _search(raw: bytes, servos: Iterable[int], size: int) -> dict[int, Reply]:
         if len(frame.data) == size + 1:
             found[frame.id].add(Reply(frame.data[1:], frame.data[0]))
     return {servo: answers.pop() for servo, answers in found.items() if len(answers) == 1}
+
+
+DYNAMIXEL = Family(
+    name="Dynamixel X",
+    protocol=Dynamixel,
+    registers=XSERIES,
+    models={number: model.name for number, model in MODELS.items()},
+    baud_rates=BAUD_RATES,
+    decode_errors=decode_errors,
+    offset_limit=OFFSET_LIMIT,
+    drive_mode_in_servo=True,
+    watchdog=Watchdog("bus_watchdog", round(WATCHDOG_S / WATCHDOG_UNIT_S), WATCHDOG_S, WATCHDOG_TRIPPED),
+    details=Details("hardware_error", ALERT, decode_hardware),
+)

@@ -26,6 +26,7 @@ class Mode(IntEnum):
 
 
 REVERSED = 1  # bit 0 of `drive_mode`: the servo counts the other way round
+OFFSET_LIMIT = 1_044_479  # ticks, either way
 NO_SHADOW = 255  # `shadow_id` of a servo that follows no other
 WATCHDOG_UNIT_S = 0.02  # of register `bus_watchdog`
 WATCHDOG_TRIPPED = -1  # it holds this once the bus was silent for too long: the servo stopped, goals are refused

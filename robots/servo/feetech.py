@@ -9,7 +9,7 @@ from hotpolicy.robots.servo import packets
 from hotpolicy.robots.servo.family import Family
 from hotpolicy.robots.servo.packets import BROADCAST, MAX_ERROR, OVERHEAD, exact_answers, split_frames
 from hotpolicy.robots.servo.protocol import Question, Reply
-from hotpolicy.robots.servo.registers import MODELS, STS3215, decode_errors
+from hotpolicy.robots.servo.registers import BAUD_RATES, MODELS, STS3215, decode_errors
 
 
 class Feetech:
@@ -81,6 +81,7 @@ FEETECH = Family(
     protocol=Feetech,
     registers=STS3215,
     models=MODELS,
+    baud_rates=BAUD_RATES,
     decode_errors=decode_errors,
     offset_limit=2047,
     unlock={"lock": 0},

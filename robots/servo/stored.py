@@ -7,19 +7,20 @@ from dataclasses import replace
 
 from hotpolicy.robots.calibration import Calibration, JointCalibration, differences
 from hotpolicy.robots.servo.bus import ServoBus
-from hotpolicy.robots.servo.tables import ArmTable
-from hotpolicy.runtime.errors import CalibrationError, ServoSilent
+from hotpolicy.robots.servo.tables import ArmTable, ServoJoint
+from hotpolicy.runtime.errors import CalibrationError, ServoFault, ServoSilent
 
 STORED = {  # field of a calibration file -> register of the servo
     "homing_offset": "position_offset",
     "range_min": "min_position",
     "range_max": "max_position",
 }
+REVERSED = 1  # bit of register drive_mode, in servos that have one
 
 
 def read_register(bus: ServoBus, table: ArmTable, name: str) -> dict[str, int]:
     """What register `name` holds in every servo, by joint. Raises ServoSilent naming the joint that does not answer."""
-    names, register = {joint.id: joint.name for joint in table.joints}, table.family.registers[name]
+    names, register = {joint.id: joint.name for joint in table.servos}, table.family.registers[name]
     replies = bus.sync_read(tuple(names), register.address, register.size)
     if replies.missing:
         silent = replies.missing[0]
@@ -28,7 +29,7 @@ def read_register(bus: ServoBus, table: ArmTable, name: str) -> dict[str, int]:
 
 
 def select_calibration(table: ArmTable, calibration: Calibration) -> Calibration:
-    """The table's joints of a calibration file. Raises CalibrationError for one that is missing, has another servo, or
+    """The table's servos of a calibration file. Raises CalibrationError for one that is missing, has another servo, or
     has numbers that no servo holds."""
     family = table.family
     holds = {
@@ -37,7 +38,7 @@ def select_calibration(table: ArmTable, calibration: Calibration) -> Calibration
         "range_max": (0, family.position_limit),
     }
     chosen = {}
-    for joint in table.joints:
+    for joint in table.servos:
         if joint.name not in calibration:
             raise CalibrationError(f"joint {joint.name}: expected in the calibration, found {', '.join(calibration)}")
         entry = calibration[joint.name]
@@ -46,17 +47,27 @@ def select_calibration(table: ArmTable, calibration: Calibration) -> Calibration
         for field, (low, high) in holds.items():
             if not low <= (value := getattr(entry, field)) <= high:
                 raise CalibrationError(f"joint {joint.name}: {field}: expected {low}..{high}, got {value}: recalibrate")
-        # Its numbers run as the servo does; one that is turned round itself needs nothing turned round here.
-        chosen[joint.name] = replace(entry, drive_mode=0) if family.drive_mode_in_servo else entry
+        chosen[joint.name] = entry
     return chosen
 
 
+def as_counted(table: ArmTable, calibration: Calibration) -> Calibration:
+    """The calibration for the ticks that come from the bus: a servo that runs backwards itself has turned them round
+    already."""
+    if not table.family.drive_mode_in_servo:
+        return calibration
+    return {name: replace(entry, drive_mode=0) for name, entry in calibration.items()}
+
+
 def stored_calibration(bus: ServoBus, table: ArmTable) -> Calibration:
-    """What the servos hold. They know no drive mode; it is 0 here."""
+    """What the servos hold. Those that know no drive mode have 0 here."""
     values = {field: read_register(bus, table, register) for field, register in STORED.items()}
+    modes = read_register(bus, table, "drive_mode") if table.family.drive_mode_in_servo else {}
     return {
-        joint.name: JointCalibration(joint.id, 0, **{field: of[joint.name] for field, of in values.items()})
-        for joint in table.joints
+        joint.name: JointCalibration(
+            joint.id, modes.get(joint.name, 0) & REVERSED, **{field: of[joint.name] for field, of in values.items()}
+        )
+        for joint in table.servos
     }
 
 
@@ -65,8 +76,11 @@ def store_calibration(bus: ServoBus, table: ArmTable, calibration: Calibration) 
     on = [name for name, value in read_register(bus, table, "torque").items() if value]
     if on:
         raise CalibrationError(f"{bus.port}: expected a released arm to write its calibration, torque is on at {on[0]}")
-    for joint in calibration.values():
+    modes = read_register(bus, table, "drive_mode") if table.family.drive_mode_in_servo else {}
+    for name, joint in calibration.items():
         numbers = {register: getattr(joint, field) for field, register in STORED.items()}
+        if name in modes:
+            numbers["drive_mode"] = modes[name] & ~REVERSED | joint.drive_mode
         write_stored(bus, table, joint.id, numbers)
 
 
@@ -80,7 +94,30 @@ def write_stored(bus: ServoBus, table: ArmTable, servo: int, numbers: Mapping[st
 
 def require_calibration(bus: ServoBus, table: ArmTable, calibration: Calibration) -> None:
     """Raises CalibrationError naming the first joint whose servo differs from the file, and both values."""
-    texts = differences(calibration, stored_calibration(bus, table))
+    stored = stored_calibration(bus, table)
+    texts = differences(calibration, stored)
+    if table.family.drive_mode_in_servo:
+        texts += [
+            f"joint {name}: drive_mode is {joint.drive_mode} in the file and {stored[name].drive_mode} in the servo"
+            for name, joint in calibration.items()
+            if joint.drive_mode != stored[name].drive_mode
+        ]
     if texts:
         more = f" (and {len(texts) - 1} more)" if len(texts) > 1 else ""
         raise CalibrationError(f"{bus.port}: {texts[0]}{more}; give this arm's own file, or write it to the servos")
+
+
+def apply_settings(bus: ServoBus, table: ArmTable, joint: ServoJoint) -> None:
+    """Make a released servo hold what its row says, writing only what differs. Raises ServoSilent, and ServoFault for
+    what the servo does not take."""
+    for name, value in joint.settings:
+        register = table.family.registers[name]
+        if register.decode(bus.read(joint.id, register.address, register.size).data) != value:
+            write_stored(bus, table, joint.id, {name: value})
+    for name, value in joint.settings:  # only now: changing one may have reset another
+        register = table.family.registers[name]
+        found = register.decode(bus.read(joint.id, register.address, register.size).data)
+        if found != value:
+            raise ServoFault(
+                f"{bus.port}: joint {joint.name} (servo {joint.id}): expected {name} {value}, it holds {found}"
+            )

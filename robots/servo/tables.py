@@ -15,6 +15,9 @@ class ServoJoint:
     id: int
     model: int  # number of the servo's model
     unit: str = "deg"
+    settings: tuple[tuple[str, int], ...] = ()  # what its registers must hold before torque goes on, in this order
+    turns: bool = False  # counts over several turns, and forgets how many when it loses power
+    follows: str | None = None  # the joint it helps to move, for a second servo on one axis (a shadow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +29,9 @@ class ArmTable:
     joints: tuple[ServoJoint, ...]
     calibration_names: tuple[str, ...]  # LeRobot's directory names for it
     leader: bool = False  # moved by a hand: released when connected, and its files lie under teleoperators
+    shadows: tuple[ServoJoint, ...] = ()  # second servos, which `follow` a joint; they obey what is written to its own
+
+    @property
+    def servos(self) -> tuple[ServoJoint, ...]:
+        """All that is on the bus; the calibration file has an entry for each."""
+        return self.joints + self.shadows

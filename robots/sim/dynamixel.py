@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar
 
+from hotpolicy.robots.calibration import Calibration
 from hotpolicy.robots.servo import dynamixel_packets as packets
 from hotpolicy.robots.servo.dynamixel_packets import BROADCAST, Frame, Instruction
 from hotpolicy.robots.servo.dynamixel_registers import (
@@ -17,6 +18,7 @@ from hotpolicy.robots.servo.dynamixel_registers import (
     GOALS,
     MODELS,
     NO_SHADOW,
+    OFFSET_LIMIT,
     REVERSED,
     SRAM_START,
     WATCHDOG_TRIPPED,
@@ -25,15 +27,16 @@ from hotpolicy.robots.servo.dynamixel_registers import (
     Mode,
 )
 from hotpolicy.robots.servo.registers import RESOLUTION, Register
+from hotpolicy.robots.servo.tables import ArmTable
 from hotpolicy.robots.sim.faults import NOISE, Kind
 from hotpolicy.robots.sim.wire import VirtualWire
 from hotpolicy.runtime.clock import now
 
 MEMORY = 256  # bytes of control table
 OVERLOAD = 1 << 5  # bit of hardware_error
-OFFSET_LIMIT = 1_044_479  # ticks
 CLEAR_TURNS = b"\x01\x44\x58\x4c\x22"  # what CLEAR must carry
 RANGE, LENGTH, LIMIT, ACCESS, FAILED, UNKNOWN = 4, 5, 6, 7, 1, 2  # error numbers
+FAST_HEAD = packets.PREFIX + 1  # bytes of a shared answer before its first slot
 POSITION_MODES = (Mode.POSITION, Mode.EXTENDED, Mode.CURRENT_POSITION)
 
 
@@ -350,9 +353,10 @@ def _corrupt(answer: bytes) -> bytes:
 def _foreign(answer: bytes) -> bytes:
     """The same answer from a servo whose id is one higher. Of a shared answer only the slot's id changes."""
     frames, _ = packets.split_frames(answer)
-    if not frames:
-        return answer[:1] + bytes((answer[1] + 1,)) + answer[2:]
-    return packets.encode(frames[0]._replace(id=frames[0].id + 1))
+    if frames:
+        return packets.encode(frames[0]._replace(id=frames[0].id + 1))
+    at = FAST_HEAD + 1 if answer.startswith(packets.HEADER) else 1
+    return answer[:at] + bytes((answer[at] + 1,)) + answer[at + 1 :]
 
 
 class VirtualDynamixels(VirtualWire[Frame, VirtualDynamixel]):
@@ -365,6 +369,28 @@ class VirtualDynamixels(VirtualWire[Frame, VirtualDynamixel]):
         "noise": lambda answer: NOISE + answer,
         "foreign": _foreign,
     }
+
+    @classmethod
+    def from_table(
+        cls, table: ArmTable, calibration: Calibration, clock: Callable[[], float] = now
+    ) -> VirtualDynamixels:
+        """The servos of an arm, calibrated as the file says, each joint in the middle of its range.
+        Otherwise as the factory made them."""
+        servos = []
+        for row in table.servos:
+            joint = calibration[row.name]
+            servos.append(
+                VirtualDynamixel(
+                    row.id,
+                    model=row.model,
+                    offset=joint.homing_offset,
+                    low=joint.range_min,
+                    high=joint.range_max,
+                    drive_mode=joint.drive_mode,
+                    clock=clock,
+                )
+            )
+        return cls(servos, clock)
 
     def split(self, buffer: bytes) -> tuple[Sequence[Frame], bytes]:
         return packets.split_frames(buffer)
