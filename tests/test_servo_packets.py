@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from hotpolicy.robots.servo import packets
 from hotpolicy.robots.servo.packets import Frame, exact_answers, split_frames
+from hotpolicy.robots.servo.registers import STS3215
 from hotpolicy.runtime.errors import BadRequest
 
 SIX = range(1, 7)
@@ -28,6 +29,14 @@ GOLDEN = {
         packets.sync_write(42, {i: (2000 + i).to_bytes(2, "little") for i in SIX}),
         "ff ff fe 16 83 2a 02 01 d1 07 02 d2 07 03 d3 07 04 d4 07 05 d5 07 06 d6 07 08",
     ),
+    "sync write, one goal": (
+        packets.sync_write(42, {i: b"\x00\x08" for i in SIX}),
+        "ff ff fe 16 83 2a 02 01 00 08 02 00 08 03 00 08 04 00 08 05 00 08 06 00 08 f7",
+    ),
+    # made by the vendor's SDK
+    "position, 1": (packets.read(1, 56, 2), "ff ff 01 04 02 38 02 be"),
+    "offset -710": (packets.write(1, 31, STS3215["position_offset"].encode(-710)), "ff ff 01 05 03 1f c6 0a 07"),
+    "status 2048": (packets.status(1, 0, b"\x00\x08"), "ff ff 01 04 00 00 08 f2"),
     "status": (packets.status(1, 0), "ff ff 01 02 00 fc"),
     "status position": (packets.status(3, 0, b"\xee\x07"), "ff ff 03 04 00 ee 07 03"),
     "status overload": (packets.status(6, 0x20, b"\x79"), "ff ff 06 03 20 79 5d"),
