@@ -16,6 +16,7 @@ from hotpolicy.runtime.npz import read_npz
 
 FILE = "golden.npz"
 IDLE = "hold still"  # an instruction that any tokenizer takes
+GREY = 128
 ARRAYS = ("images", "state", "tasks", "noise")
 
 
@@ -45,6 +46,11 @@ class Golden:
 
     def __len__(self) -> int:
         return len(self.tasks)
+
+    @property
+    def is_blank(self) -> bool:
+        """Made by `blank`: no robot ever saw this, so no policy was trained on it."""
+        return bool((self.tasks == IDLE).all() and (self.images == GREY).all())
 
     def same(self, other: Golden) -> bool:
         return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in ARRAYS)
@@ -106,7 +112,7 @@ class Golden:
         `width` is the model's, where it has more than the robot's joints."""
         middle = np.array([(joint.low + joint.high) / 2 for joint in spec.joints], np.float32)
         noise = np.random.default_rng(0).standard_normal((n, horizon, width or len(spec.joints)), np.float32)
-        images = np.full((n, *_room(spec)), 128, np.uint8)
+        images = np.full((n, *_room(spec)), GREY, np.uint8)
         return cls(images, np.tile(middle, (n, 1)), np.array([IDLE] * n), noise)
 
 
