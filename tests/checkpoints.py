@@ -16,6 +16,8 @@ import torch
 from published_keys import published
 from safetensors.numpy import save_file
 
+from hotpolicy.runtime.golden import Golden
+from hotpolicy.runtime.messages import Observation, RobotSpec
 from hotpolicy.runtime.model.pi0 import GemmaConfig, Pi0, Pi0Config
 from hotpolicy.runtime.model.vision import VisionConfig
 from hotpolicy.runtime.model.weights import EMBEDDING, EXPERT_HEAD, TIED_HEAD, published_to_ours
@@ -91,9 +93,12 @@ def _tokenizer() -> bytes:
         eos_id=1,
         bos_id=2,
         unk_id=3,
-        byte_fallback=False,
+        bos_piece="<bos>",
+        eos_piece="<eos>",
         hard_vocab_limit=False,
-        add_dummy_prefix=False,
+        add_dummy_prefix=False,  # this and the next two as in PaliGemma's
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
         user_defined_symbols=["\n"],
         minloglevel=2,
     )
@@ -200,6 +205,10 @@ def write_lerobot(folder: Path, family: str, **more: Any) -> Path:
         (folder / f"{name}.json").write_text(json.dumps({"name": name, "steps": steps}))
     write_tokenizer(folder / "tokenizer.model")
     return folder
+
+
+def blank(spec: RobotSpec) -> Observation:
+    return Golden.blank(spec, HORIZON).observations(spec)[0]
 
 
 def write_settings(path: Path, more: str = SLOTS) -> Path:

@@ -14,6 +14,7 @@ from checkpoints import (
     JOINTS,
     SLOTS,
     WIDTH,
+    blank,
     published_tensors,
     stats,
     weights,
@@ -26,7 +27,6 @@ from safetensors.numpy import save_file
 
 from hotpolicy.launch.import_settings import Flags, load_settings
 from hotpolicy.runtime.bundle import Bundle
-from hotpolicy.runtime.checkpoint.certify import blank
 from hotpolicy.runtime.checkpoint.importer import Extras, Imported, import_checkpoint, read_checkpoint
 from hotpolicy.runtime.policy import load_policy
 

@@ -10,8 +10,7 @@ import torch
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.engine import load_engine
 from hotpolicy.runtime.errors import BundleError
-from hotpolicy.runtime.golden import IDLE
-from hotpolicy.runtime.messages import Observation, RobotSpec
+from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.model.pi0 import Pi0, Pi0Config
 from hotpolicy.runtime.policy import load_policy
 
@@ -48,20 +47,12 @@ def check_coverage(bundle: Bundle) -> None:
             raise BundleError(f"{bundle.folder}: {name}: expected {expected.get(name)}, got {found.get(name)}")
 
 
-def blank(spec: RobotSpec) -> Observation:
-    """Grey pictures, joints in mid-range, an idle instruction."""
-    return Observation(
-        {camera.name: np.full((camera.height, camera.width, 3), 128, np.uint8) for camera in spec.cameras},
-        np.array([(joint.low + joint.high) / 2 for joint in spec.joints], np.float32),
-        IDLE,
-    )
-
-
 def _try(bundle: Bundle) -> None:
     policy = load_policy([bundle])
-    observation = blank(policy.spec)
-    policy.check(observation)
-    actions = policy.infer([observation])
+    golden = Golden.blank(policy.spec, policy.horizon, width=policy.width)
+    observations = golden.observations(policy.spec)
+    policy.check(observations[0])
+    actions = policy.infer(observations, golden.noise)
     expected = (1, policy.horizon, len(policy.spec.joints))
     if actions.shape != expected or not np.isfinite(actions).all():
         raise BundleError(f"{bundle.folder}: tried once: expected finite actions {expected}, got {actions.shape}")

@@ -34,14 +34,14 @@ def infer_config(
 ) -> Pi0Config:
     """`shapes` by our parameter names. A size is what most tensors that have it say, so that one wrong tensor is
     found by name later instead of bending the model. Raises BundleError when heads are needed and not given."""
-    language = _gemma(shapes, "language", depths.language, "input_layernorm.weight", heads)
-    norm = "input_layernorm.dense.weight" if pi05 else "input_layernorm.weight"
     return Pi0Config(
         vision=_vision(shapes, depths.vision, heads),
-        language=language,
-        expert=_gemma(shapes, "expert", depths.expert, norm, heads),
-        vocabulary=shapes["embedding.weight"][0],
-        action_dim=_most(shapes, ["action_out_proj.bias", "action_out_proj.weight"], 0),
+        language=_gemma(shapes, "language", depths.language, heads),
+        expert=_gemma(shapes, "expert", depths.expert, heads),
+        vocabulary=_most(shapes, [("embedding.weight", 0)]),
+        action_dim=_most(
+            shapes, [("action_out_proj.bias", 0), ("action_out_proj.weight", 0), ("action_in_proj.weight", -1)]
+        ),
         horizon=horizon,
         steps=steps,
         pi05=pi05,
@@ -53,12 +53,14 @@ def variant_of(width: int, mlp: int) -> str | None:
     return next((name for name, known in VARIANTS.items() if (known.width, known.mlp) == (width, mlp)), None)
 
 
-def _gemma(shapes: Mapping[str, Shape], stack: str, layers: int, norm: str, heads: Heads) -> GemmaConfig:
-    def of(name: str, axis: int) -> int:
-        return _most(shapes, [f"{stack}.{i}.{name}" for i in range(layers)], axis)
+def _gemma(shapes: Mapping[str, Shape], stack: str, layers: int, heads: Heads) -> GemmaConfig:
+    def of(*places: tuple[str, int]) -> int:
+        return _most(shapes, [(f"{stack}.{i}.{name}.weight", axis) for i in range(layers) for name, axis in places])
 
-    width = of(norm, -1)
-    mlp, inner, kv = of("mlp.gate_proj.weight", 0), of("self_attn.q_proj.weight", 0), of("self_attn.k_proj.weight", 0)
+    width = of(("mlp.gate_proj", -1), ("mlp.up_proj", -1), ("self_attn.q_proj", -1))
+    mlp = of(("mlp.gate_proj", 0), ("mlp.up_proj", 0), ("mlp.down_proj", -1))
+    inner = of(("self_attn.q_proj", 0), ("self_attn.o_proj", -1))
+    kv = of(("self_attn.k_proj", 0), ("self_attn.v_proj", 0))
     known = variant_of(width, mlp)
     head_dim = heads.head_dim or (VARIANTS[known].head_dim if known else None)
     if head_dim is None:
@@ -72,12 +74,16 @@ def _gemma(shapes: Mapping[str, Shape], stack: str, layers: int, norm: str, head
 
 
 def _vision(shapes: Mapping[str, Shape], layers: int, heads: Heads) -> VisionConfig:
-    width = _most(shapes, [f"vision.layers.{i}.layer_norm1.weight" for i in range(layers)], 0)
-    mlp = _most(shapes, [f"vision.layers.{i}.fc1.bias" for i in range(layers)], 0)
-    patch_shape, places = shapes["vision.patch_embedding.weight"], shapes["vision.position_embedding"][0]
-    patch, side = patch_shape[-1], math.isqrt(places)
-    if len(patch_shape) != 4 or side * side != places:
-        raise BundleError(f"vision: expected a square number of patches, got {places} of shape {patch_shape}")
+    def of(*places: tuple[str, int]) -> int:
+        return _most(shapes, [(f"vision.layers.{i}.{name}", axis) for i in range(layers) for name, axis in places])
+
+    width = of(("layer_norm1.weight", 0), ("layer_norm2.weight", 0), ("q_proj.bias", 0))
+    mlp = of(("fc1.bias", 0), ("fc1.weight", 0), ("fc2.weight", -1))
+    patch = _most(shapes, [("vision.patch_embedding.weight", -1)])
+    places = _most(shapes, [("vision.position_embedding", 0)])
+    side = math.isqrt(places)
+    if not patch or not side or side * side != places:
+        raise BundleError(f"vision: expected a square number of patches, got {places} of {patch} pixels")
     count = heads.vision or (SIGLIP.heads if (width, mlp) == (SIGLIP.width, SIGLIP.mlp) else None)
     if count is None:
         raise BundleError(
@@ -89,7 +95,7 @@ def _vision(shapes: Mapping[str, Shape], layers: int, heads: Heads) -> VisionCon
     return VisionConfig("siglip", side * patch, width, layers, count, mlp, patch)
 
 
-def _most(shapes: Mapping[str, Shape], names: Iterable[str], axis: int) -> int:
-    """The size along an axis that most of these tensors have."""
-    sizes = Counter(shapes[name][axis] for name in names if shapes[name])
+def _most(shapes: Mapping[str, Shape], places: Iterable[tuple[str, int]]) -> int:
+    """The size that most of these axes have."""
+    sizes = Counter(shapes[name][axis] for name, axis in places if shapes[name])
     return sizes.most_common(1)[0][0] if sizes else 0
