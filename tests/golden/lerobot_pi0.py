@@ -39,7 +39,7 @@ def build(config: Mapping[str, Any], seed: int, dtype: str = "float32") -> nn.Mo
         image_resolution=(size, size),
         device="cpu",
     )
-    with mock.patch.multiple(module, **_of_size(module, config)):
+    with mock.patch.multiple(module, **of_size(module, config)):
         model = getattr(module, made)(chosen)
     fill(model, seed)
     return model.eval().requires_grad_(False)
@@ -83,7 +83,7 @@ def spied_times() -> Iterator[list[Tensor]]:
         yield made
 
 
-def _of_size(module: ModuleType, config: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
+def of_size(module: ModuleType, config: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
     vision, vocabulary = config["vision"], config["vocabulary"]
     whole, expert = module.PaliGemmaForConditionalGenerationWithPiGemma, module.PiGemmaForCausalLM
 
