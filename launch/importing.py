@@ -29,7 +29,10 @@ def import_policy(
         Path | None, typer.Option(help="The same for your robot, as a YAML file like the presets in launch/presets.")
     ] = None,
     stats: Annotated[
-        Path | None, typer.Option(help="Normaliser statistics: openpi's norm_stats.json or LeRobot's .safetensors.")
+        Path | None,
+        typer.Option(
+            help="Normaliser statistics: openpi's norm_stats.json, LeRobot's .safetensors or a data set's stats.json."
+        ),
     ] = None,
     asset: Annotated[
         str | None, typer.Option(help="Which robot's statistics, where openpi's assets folder has several.")

@@ -100,6 +100,34 @@ def test_a_bare_file_needs_all_the_rest_by_hand(family: str, prefix: str, tmp_pa
     assert bundle.manifest.transforms["relative"] == [True, True, False, False, False, False]
 
 
+def test_what_openpi_s_trainer_saves_has_no_config(family: str, tmp_path: Path) -> None:
+    path = write_openpi(tmp_path / "30000", family)
+    (path / "config.json").unlink()
+    bundle = bring(path, tmp_path, flags=Flags(horizon=HORIZON)).bundle
+    same_weights(bundle, weights(family))
+    assert bundle.manifest.transforms["horizon"] == HORIZON
+
+
+def test_a_base_model_s_padded_width_is_no_robot_s(tmp_path: Path) -> None:
+    """LeRobot's pi0_base says 32 entries and has no statistics: it is brought to be tuned on another robot."""
+    path = write_lerobot(tmp_path / "checkpoint", "pi0")
+    config = json.loads((path / "config.json").read_text())
+    config["input_features"]["observation.state"]["shape"] = [WIDTH]
+    config["output_features"]["action"]["shape"] = [WIDTH]
+    (path / "config.json").write_text(json.dumps(config))
+    for name in ("policy_preprocessor", "policy_postprocessor"):
+        data = json.loads((path / f"{name}.json").read_text())
+        for step in data["steps"]:
+            step.pop("state_file", None)
+        (path / f"{name}.json").write_text(json.dumps(data))
+    made = {"observation.state": stats()["state"], "action": stats()["actions"], "episode_index": {"min": [0]}}
+    (tmp_path / "stats.json").write_text(json.dumps(made))
+    transforms = bring(path, tmp_path, more="", stats=tmp_path / "stats.json").bundle.manifest.transforms
+    assert transforms["state"]["mean"] == stats()["state"]["mean"]
+    assert transforms["relative"] == [True] * 5 + [False]
+    assert "eps" not in transforms
+
+
 def test_the_same_import_gives_the_same_version(tmp_path: Path) -> None:
     path = write_openpi(tmp_path / "checkpoint", "pi0")
     assert bring(path, tmp_path).bundle.id == bring(path, tmp_path).bundle.id

@@ -175,9 +175,9 @@ def _stats(source: Source, normalisers: lerobot.Normalisers | None, extras: Extr
     if extras.stats is not None:
         return read_stats(extras.stats)
     if normalisers is not None:
-        if normalisers.stats is None:
+        if (stats := normalisers.stats()) is None:
             raise BundleError(f"{source.folder}: its processors were saved without statistics; give --stats FILE")
-        return normalisers.stats
+        return stats
     if source.layout == "openpi":
         return read_stats(openpi.find_stats(source.folder, extras.asset))
     raise BundleError(f"{source.weights}: a bare file has no statistics; give --stats FILE")

@@ -11,10 +11,15 @@ from typing import Any, Literal
 from hotpolicy.runtime.errors import BundleError
 
 WEIGHTS = "model.safetensors"
+OPENPI_TRAINER = ("assets", "metadata.pt")  # beside the weights in a folder that openpi's trainer saved
 FAMILIES = ("pi0", "pi05")  # LeRobot's names of what can be imported
 MERGE = (
     "merge it into its base model first: peft.PeftModel.from_pretrained(base, adapter).merge_and_unload(), then "
     "save_pretrained, and import that folder"
+)
+OLD_LEROBOT = (
+    "saved by a LeRobot older than 0.4, which kept its normalisers in the model; convert it with its "
+    "lerobot/processor/migrate_policy_normalization.py"
 )
 FOREIGN = {
     "smolvla": "a SmolVLA checkpoint, another architecture; pi0 and pi0.5 can be imported",
@@ -45,6 +50,8 @@ def find_source(path: Path) -> Source:
     if not (path / WEIGHTS).exists() and (path / "pretrained_model").is_dir():
         path = path / "pretrained_model"  # a training step's folder of LeRobot's
     _refuse_others(path)
+    if not (path / "config.json").exists():
+        return Source("openpi", path, path / WEIGHTS, {})  # as its trainer saves; its converter writes a config.json
     config = read_json(path / "config.json")
     if "type" in config:
         if (kind := config["type"]) not in FAMILIES:
@@ -80,6 +87,8 @@ def refuse_foreign_keys(path: Path, keys: Mapping[str, object]) -> None:
         raise BundleError(f"{path}: holds a PEFT adapter's LoRA tensors; {MERGE}")
     if any(name.startswith("vlm_with_expert.") for name in names):
         raise BundleError(f"{path}: {FOREIGN['smolvla']}")
+    if any(name.startswith(("normalize_inputs.", "unnormalize_outputs.")) for name in names):
+        raise BundleError(f"{path}: {OLD_LEROBOT}")
     if not any(name.startswith("paligemma_with_expert.") for name in names):
         first = min(names, default="nothing")
         raise BundleError(f"{path}: no pi0 or pi0.5 weights: expected keys paligemma_with_expert.…, got {first}")
@@ -99,6 +108,10 @@ def _refuse_others(path: Path) -> None:
         raise BundleError(f"{path}: weights in several files; join them into one {WEIGHTS} first")
     if (path / "manifest.json").exists():
         raise BundleError(f"{path}: a sealed hotpolicy bundle; `hotpolicy add` takes it")
-    for name in (WEIGHTS, "config.json"):
-        if not (path / name).exists():
-            raise BundleError(f"{path}: not a checkpoint folder of openpi or LeRobot: no {name}")
+    if not (path / WEIGHTS).exists():
+        raise BundleError(f"{path}: not a checkpoint folder of openpi or LeRobot: no {WEIGHTS}")
+    if not any((path / name).exists() for name in ("config.json", *OPENPI_TRAINER)):
+        raise BundleError(
+            f"{path}: not a checkpoint folder of openpi or LeRobot: no config.json; to import the weights alone, name "
+            f"the file {path / WEIGHTS}"
+        )

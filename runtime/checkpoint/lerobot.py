@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from hotpolicy.runtime.checkpoint.layout import Source, read_json
+from hotpolicy.runtime.checkpoint.layout import OLD_LEROBOT, Source, read_json
 from hotpolicy.runtime.checkpoint.settings import Stated, Trained
-from hotpolicy.runtime.checkpoint.stats import Line, Mode, Numbers, Stats, line, read_lerobot
+from hotpolicy.runtime.checkpoint.stats import ACTION, STATE, Line, Mode, Numbers, Stats, line, read_lerobot
 from hotpolicy.runtime.errors import BundleError
 
 IMAGES = "observation.images."
-STATE, ACTION = "observation.state", "action"
 PRE, POST = "policy_preprocessor.json", "policy_postprocessor.json"
 NORMALISER, UNNORMALISER = "normalizer_processor", "unnormalizer_processor"
 RELATIVE, TOKENIZER, RENAME = "relative_actions_processor", "tokenizer_processor", "rename_observations_processor"
@@ -38,11 +37,17 @@ MODES: Mapping[str, tuple[Mode, tuple[str, str] | None]] = {
 
 @dataclass(frozen=True)
 class Normalisers:
-    """How this folder normalises, and its statistics; None when it was saved without."""
+    """How this folder normalises, and the files that have its statistics; None when it was saved without."""
 
-    stats: Stats | None
+    files: tuple[Path, Path] | None  # the preprocessor's and the postprocessor's
     state_mode: str
     action_mode: str
+
+    def stats(self) -> Stats | None:
+        if self.files is None:
+            return None
+        state, action = map(read_lerobot, self.files)
+        return Stats(state.state, action.action)
 
     def line(self, which: str, numbers: Numbers, joints: Sequence[str], floor: float | None) -> Line:
         name = self.state_mode if which == "state" else self.action_mode
@@ -57,25 +62,23 @@ def read_processors(source: Source) -> tuple[Stated, Normalisers]:
     folder, config = source.folder, source.config
     for name in (PRE, POST):
         if not (folder / name).exists():
-            raise BundleError(
-                f"{folder}: no {name}: saved by a LeRobot older than 0.4; convert it with its "
-                "lerobot/processor/migrate_policy_normalization.py"
-            )
+            raise BundleError(f"{folder}: no {name}: {OLD_LEROBOT}")
     pre, post = (_steps(folder / name, STEPS[name]) for name in (PRE, POST))
     forward, backward = _step(folder / PRE, pre, NORMALISER), _step(folder / POST, post, UNNORMALISER)
     tokens = _step(folder / PRE, pre, TOKENIZER)["config"]
+    state, action = (_entries(config, *where) for where in (("input_features", STATE), ("output_features", ACTION)))
     trained = Trained(
         horizon=_whole(source, "chunk_size"),
         steps=_whole(source, "num_inference_steps"),
         max_tokens=tokens.get("max_length"),
-        relative=_relative(pre, _entries(config, "output_features", ACTION)),
+        relative=_relative(pre, action),
     )
     stated = Stated(
         source=f"{folder / 'config.json'}",
         trained=trained,
         usual=Trained(prompt=next((prompt for name, prompt in PROMPTS.items() if name in pre), None)),
-        state_entries=_entries(config, "input_features", STATE),
-        action_entries=_entries(config, "output_features", ACTION),
+        state_entries=state if state != config.get("max_state_dim") else None,
+        action_entries=action if action != config.get("max_action_dim") else None,
         action_names=tuple(config["action_feature_names"]) if config.get("action_feature_names") else None,
         **_slots(config, pre),
     )
@@ -161,8 +164,8 @@ def _normalisers(folder: Path, forward: dict[str, Any], backward: dict[str, Any]
     files = [step.get("state_file") for step in (forward, backward)]
     if None in files:
         return Normalisers(None, modes["STATE"], modes["ACTION"])
-    state, action = (read_lerobot(_inside(folder, str(name))) for name in files)
-    return Normalisers(Stats(state.state, action.action), modes["STATE"], modes["ACTION"])
+    before, after = (_inside(folder, str(name)) for name in files)
+    return Normalisers((before, after), modes["STATE"], modes["ACTION"])
 
 
 def _inside(folder: Path, name: str) -> Path:

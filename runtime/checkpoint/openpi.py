@@ -13,6 +13,8 @@ STATS = "norm_stats.json"
 
 def read_config(source: Source) -> Stated:
     """Raises BundleError when the horizon is not a number of actions."""
+    if not source.config:
+        return Stated(source=str(source.weights))
     horizon = source.config["action_horizon"]
     if type(horizon) is not int or horizon < 1:
         raise BundleError(f"{source.folder / 'config.json'}: action_horizon: expected above 0, got {horizon!r}")

@@ -66,7 +66,7 @@ class Stated:
     usual: Trained = field(default_factory=Trained)  # what its trainer does unless told otherwise
     slots: Mapping[str, str | None] | None = None  # slot -> the robot's camera name, or None for a blank
     sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # slot -> height, width, pixels
-    state_entries: int | None = None
+    state_entries: int | None = None  # None too for a base model, whose config has the padded width there
     action_entries: int | None = None
     action_names: tuple[str, ...] | None = None
 
@@ -98,7 +98,7 @@ def resolve(settings: Settings, stated: Stated, pi05: bool) -> Resolved:
     _check_entries(settings, stated)
     said, robot, joints = stated.trained, settings.trained.get(pi05, Trained()), len(settings.joints)
     if said.relative is not None:  # a checkpoint's mask is over the acting joints alone
-        said = replace(said, relative=(*said.relative, *(False,) * (joints - len(said.relative))))
+        said = replace(said, relative=(*said.relative, *(False,) * joints)[:joints])
     wanted = settings.flags if settings.preset else settings.flags.over(robot)
     _refuse_contradictions(wanted, said, stated.source)
     trained = said.over(wanted.over(stated.usual.over(robot.over(DEFAULTS[pi05]))))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from hotpolicy.runtime.errors import BundleError
 
 Mode = Literal["mean_std", "quantile"]
 NEEDS: dict[Mode, tuple[str, str]] = {"mean_std": ("mean", "std"), "quantile": ("q01", "q99")}
+STATE, ACTION = "observation.state", "action"  # as LeRobot calls them
 SMALLEST = 1e-6  # a spread below this is none: openpi adds as much to every denominator
 OPENPI_EPSILON = 1e-6
 
@@ -56,9 +57,11 @@ class Line:
 
 
 def read_stats(path: Path) -> Stats:
-    """openpi's JSON or LeRobot's safetensors, by suffix. Raises BundleError naming file and field."""
+    """openpi's norm_stats.json, a LeRobot data set's meta/stats.json or a LeRobot normaliser's safetensors. Raises
+    BundleError naming file and field."""
     if path.suffix == ".json":
-        return read_openpi(path)
+        data = read_json(path)
+        return _of_json(path, data, STATE, ACTION) if STATE in data and ACTION in data else read_openpi(path)
     if path.suffix == ".safetensors":
         return read_lerobot(path)
     raise BundleError(f"{path}: expected statistics as norm_stats.json (openpi) or .safetensors (LeRobot)")
@@ -69,21 +72,13 @@ def read_openpi(path: Path) -> Stats:
     stats = read_json(path).get("norm_stats")
     if not isinstance(stats, dict):
         raise BundleError(f"{path}: norm_stats: missing, expected state and actions")
-    numbers = []
-    for key in ("state", "actions"):
-        fields = stats.get(key)
-        if not isinstance(fields, dict):
-            raise BundleError(f"{path}: norm_stats.{key}: missing, expected mean, std, q01 and q99")
-        where = f"{path}: norm_stats.{key}"
-        numbers.append(Numbers(where, {name: _vector(where, name, v) for name, v in fields.items() if v is not None}))
-    state, action = numbers
-    return Stats(state, action, OPENPI_EPSILON)
+    return _of_json(path, stats, "state", "actions", "norm_stats.", OPENPI_EPSILON)
 
 
-def read_lerobot(path: Path, state: str = "observation.state", action: str = "action") -> Stats:
+def read_lerobot(path: Path) -> Stats:
     """Flat tensors `observation.state.mean`, `action.q01`, ..."""
     tensors = TensorFile(path)
-    found: dict[str, dict[str, np.ndarray]] = {state: {}, action: {}}
+    found: dict[str, dict[str, np.ndarray]] = {STATE: {}, ACTION: {}}
     for key in tensors:
         feature, _, name = key.rpartition(".")
         if feature in found and name != "count":
@@ -91,7 +86,17 @@ def read_lerobot(path: Path, state: str = "observation.state", action: str = "ac
     for feature, values in found.items():
         if not values:
             raise BundleError(f"{path}: {feature}: missing, expected tensors such as {feature}.mean")
-    return Stats(Numbers(f"{path}: {state}", found[state]), Numbers(f"{path}: {action}", found[action]))
+    return Stats(Numbers(f"{path}: {STATE}", found[STATE]), Numbers(f"{path}: {ACTION}", found[ACTION]))
+
+
+def _of_json(path: Path, data: Mapping[str, Any], state: str, action: str, prefix: str = "", eps: float = 0.0) -> Stats:
+    def numbers(key: str) -> Numbers:
+        where, fields = f"{path}: {prefix}{key}", data.get(key)
+        if not isinstance(fields, dict):
+            raise BundleError(f"{where}: missing, expected mean, std, q01 and q99")
+        return Numbers(where, {name: _vector(where, name, v) for name, v in fields.items() if v is not None})
+
+    return Stats(numbers(state), numbers(action), eps)
 
 
 def line(
