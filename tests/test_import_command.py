@@ -10,15 +10,21 @@ import numpy as np
 import pytest
 from calling import call
 from checkpoints import HORIZON, JOINTS, SLOTS, blank, write_lerobot, write_openpi, write_settings
+from published_keys import published
 from safetensors.numpy import load_file, save_file
 
 from hotpolicy.launch.import_settings import PRESETS, Flags, load_settings, presets, read_settings
 from hotpolicy.launch.processes import Child
+from hotpolicy.runtime.checkpoint import certify
+from hotpolicy.runtime.checkpoint.coverage import account
 from hotpolicy.runtime.checkpoint.importer import Extras, import_checkpoint, read_checkpoint
 from hotpolicy.runtime.checkpoint.settings import Settings, Stated, resolve
-from hotpolicy.runtime.checkpoint.sizes import Heads
+from hotpolicy.runtime.checkpoint.sizes import Heads, infer_config
+from hotpolicy.runtime.checkpoint.tensor_file import Entry
 from hotpolicy.runtime.client import PolicyClient
-from hotpolicy.runtime.errors import ConfigError
+from hotpolicy.runtime.errors import BundleError, ConfigError
+from hotpolicy.runtime.model.pi0 import PI0, PI05, Pi0Config
+from hotpolicy.runtime.model.weights import EMBEDDING, published_to_ours
 from hotpolicy.runtime.policy import load_policy
 from hotpolicy.runtime.store import Store
 
@@ -77,7 +83,7 @@ def test_the_table_accounts_for_every_tensor(
     assert (code, err) == (0, "")
     rows = {line[:15].strip(): line[15:].split() for line in out.splitlines()}
     assert rows["embedding"] == ["12,800", "1", "1", "·", "·", "·"]
-    assert rows["action expert"] == ["10,464", "18", "·", "1", "·", "·"]
+    assert rows["action expert"] == ["10,488", "19", "·", "1", "·", "·"]
     parts = ("vision", "projector", "embedding", "language layers", "action expert", "projections")
     assert (
         sum(int(rows[part][1]) for part in parts)
@@ -100,6 +106,39 @@ def test_a_fault_is_one_line_after_the_table(
     assert "1 missing: time_mlp_in.weight; 1 unknown: strange.bias" in err
     assert [line.split()[-1] for line in out.splitlines() if line.startswith(("projections", "all"))] == ["1", "1"]
     assert next(line for line in out.splitlines() if line.startswith("none of these")).split()[-2] == "1"
+
+
+@pytest.mark.parametrize(("family", "model"), [("pi0", PI0), ("pi05", PI05)])
+def test_the_published_sizes_are_inferred_and_counted(family: str, model: Pi0Config) -> None:
+    shapes = published(family)
+    del shapes[EMBEDDING]
+    entries = {key: Entry("BF16", shape, 0, 0) for key, shape in shapes.items()}
+    plan = published_to_ours(entries)
+    ours = {name: shapes[key] for key, name in plan.names.items()}
+    assert infer_config(ours, plan.depths, plan.pi05, horizon=50, steps=10, heads=Heads()) == model
+    counts = {row.part: row.parameters for row in account(entries, plan)}
+    assert counts == {
+        "vision": 412_442_352,
+        "projector": 2_361_344,
+        "embedding": 526_647_296,
+        "language layers": 1_981_884_416,
+        "action expert": 311_464_960 if family == "pi0" else 427_932_672,
+        "projections": 3_248_160 if family == "pi0" else 2_165_792,
+        "all": 3_238_048_528 if family == "pi0" else 3_353_433_872,
+    }
+
+
+def test_what_is_too_large_to_load_is_covered_without_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certify, "LARGE", 0)
+    path = write_openpi(tmp_path / "checkpoint", "pi0")
+    settings = load_settings(None, write_settings(tmp_path / "robot.yaml"), Flags())
+    imported = import_checkpoint(read_checkpoint(path), tmp_path / "out", settings, Extras())
+    assert imported.certified == "digests, coverage"
+    config = dict(imported.bundle.manifest.model["config"])
+    config["expert"] = {**config["expert"], "mlp": 48}
+    other = replace(imported.bundle.manifest, model={"family": "pi0", "config": config})
+    with pytest.raises(BundleError, match=r"expert\.0\.mlp\.down_proj\.weight: expected \(24, 48\), got \(24, 40\)"):
+        certify.check_coverage(replace(imported.bundle, manifest=other))
 
 
 def test_json_has_the_same_facts(
