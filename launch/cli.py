@@ -15,6 +15,7 @@ try:
 except ModuleNotFoundError as error:  # the thin install of a robot client has no command line
     raise SystemExit(f"hotpolicy: the command line needs {error.name}: pip install 'hotpolicy[cli]'") from error
 
+from hotpolicy.launch.calibrate import calibrate
 from hotpolicy.launch.demo import demo
 from hotpolicy.launch.export import export
 from hotpolicy.launch.finetune import finetune
@@ -69,6 +70,7 @@ VERBS = (
     history,
     add,
     export,
+    calibrate,
     virtual_arm,
     demo,
     pretrain_nano,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -92,8 +93,9 @@ def find_calibration(id: str, names: Sequence[str] = SO_FOLLOWER_NAMES, kind: st
     role = "robot" if kind == "robots" else "teleop"
     looked = ", ".join(str(place) for place in places)
     raise CalibrationError(
-        f"calibration of {id!r}: not found in {looked}; make it with "
-        f"`lerobot-calibrate --{role}.type={names[-1]} --{role}.id={id} --{role}.port=PORT`, or give the path of a file"
+        f"calibration of {id!r}: not found in {looked}; make it with `hotpolicy calibrate --id {id} --arm ARM "
+        f"--port PORT` or `lerobot-calibrate --{role}.type={names[-1]} --{role}.id={id} --{role}.port=PORT`, or give a "
+        "file's path"
     )
 
 
@@ -167,3 +169,15 @@ def differences(expected: Calibration, found: Calibration) -> list[str]:
             if ours != theirs:
                 texts.append(f"joint {name}: {field} is {ours} in the file and {theirs} in the servo")
     return texts
+
+
+def whose(found: Calibration) -> list[Path]:
+    """Files in LeRobot's folders that say exactly what these servos hold: whose arm this is. Ids cannot tell two arms
+    of a kind apart, their calibrations can. Files that cannot be read are no answer, and no error here."""
+    same = []
+    for file in sorted(calibration_root().glob("*/*/*.json")):
+        with suppress(CalibrationError):
+            calibration = read_calibration(file)
+            if calibration.keys() == found.keys() and not differences(calibration, found):
+                same.append(file)
+    return same

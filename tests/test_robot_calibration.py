@@ -69,6 +69,7 @@ def test_a_missing_calibration_says_where_and_how(home):
     text = str(caught.value)
     for name in SO_FOLLOWER_NAMES:
         assert f"{home}/.cache/huggingface/lerobot/calibration/robots/{name}/blue.json" in text
+    assert "hotpolicy calibrate --id blue" in text
     assert "lerobot-calibrate --robot.type=so100_follower --robot.id=blue --robot.port=PORT" in text
     assert "\n" not in text
     with pytest.raises(CalibrationError, match="not found"):

@@ -21,12 +21,12 @@ VIPERX_300 = ArmTable(
     name="viperx_300",
     family=DYNAMIXEL,
     joints=(
-        ServoJoint("waist", 1, XM540_W270, settings=BODY, turns=True),
+        ServoJoint("waist", 1, XM540_W270, whole_turn=True, settings=BODY, turns=True),
         ServoJoint("shoulder", 2, XM540_W270, settings=BODY, turns=True),
         ServoJoint("elbow", 4, XM540_W270, settings=BODY, turns=True),
-        ServoJoint("forearm_roll", 6, XM540_W270, settings=BODY, turns=True),
+        ServoJoint("forearm_roll", 6, XM540_W270, whole_turn=True, settings=BODY, turns=True),
         ServoJoint("wrist_angle", 7, XM540_W270, settings=BODY, turns=True),
-        ServoJoint("wrist_rotate", 8, XM430_W350, settings=BODY, turns=True),
+        ServoJoint("wrist_rotate", 8, XM430_W350, whole_turn=True, settings=BODY, turns=True),
         ServoJoint("gripper", 9, XM430_W350, unit="percent", settings=GRIPPER, turns=True),
     ),
     shadows=(
@@ -40,12 +40,12 @@ WIDOWX_250_LEADER = ArmTable(
     name="widowx_250_leader",
     family=DYNAMIXEL,
     joints=(
-        ServoJoint("waist", 1, XM430_W350, settings=BODY, turns=True),
+        ServoJoint("waist", 1, XM430_W350, whole_turn=True, settings=BODY, turns=True),
         ServoJoint("shoulder", 2, XM430_W350, settings=BODY, turns=True),
         ServoJoint("elbow", 4, XM430_W350, settings=BODY, turns=True),
-        ServoJoint("forearm_roll", 6, XM430_W350, settings=BODY, turns=True),
+        ServoJoint("forearm_roll", 6, XM430_W350, whole_turn=True, settings=BODY, turns=True),
         ServoJoint("wrist_angle", 7, XM430_W350, settings=BODY, turns=True),
-        ServoJoint("wrist_rotate", 8, XL430_W250, settings=BODY, turns=True),
+        ServoJoint("wrist_rotate", 8, XL430_W250, whole_turn=True, settings=BODY, turns=True),
         ServoJoint("gripper", 9, XC430_W150, unit="percent", settings=(("return_delay", 0),), turns=True),
     ),
     shadows=(

@@ -13,7 +13,7 @@ JOINTS = (
     ServoJoint("shoulder_lift", 2, STS3215),
     ServoJoint("elbow_flex", 3, STS3215),
     ServoJoint("wrist_flex", 4, STS3215),
-    ServoJoint("wrist_roll", 5, STS3215),
+    ServoJoint("wrist_roll", 5, STS3215, whole_turn=True),
     ServoJoint("gripper", 6, STS3215, unit="percent"),
 )
 

@@ -26,13 +26,14 @@ from hotpolicy.robots.servo.stored import (
     as_counted,
     read_register,
     require_calibration,
+    require_models,
     select_calibration,
     store_calibration,
 )
 from hotpolicy.robots.servo.tables import ArmTable
 from hotpolicy.robots.servo.watchdog import Watchdogs
 from hotpolicy.runtime.clock import now
-from hotpolicy.runtime.errors import BusLost, ConfigError, LimitViolation, ServoFault, ServoSilent, WrongServo
+from hotpolicy.runtime.errors import BusLost, ConfigError, LimitViolation, ServoFault, ServoSilent
 from hotpolicy.runtime.messages import Joint, RobotSpec
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ class ServoArm:
     def verify(self, write: bool = False) -> None:
         """Compare the servos with table and calibration."""
         self.torque_on = False  # until it has been read
-        self._verify_models()
+        require_models(self.bus, self.table)
         if write:
             store_calibration(self.bus, self.table, self._filed)
         require_calibration(self.bus, self.table, self._filed)
@@ -118,15 +119,6 @@ class ServoArm:
         self._ticks.clear()
         self._silent.clear()
         self.verify()
-
-    def _verify_models(self) -> None:
-        model = self.table.family.registers["model"]
-        replies = self.bus.sync_read(self._ids, model.address, model.size)
-        found = {servo: model.decode(reply.data) for servo, reply in replies.by_id.items()}
-        expected = {joint.id: joint.model for joint in self._rows}
-        if found != expected:
-            found = self.bus.scan() | found
-            raise WrongServo(f"{self.bus.port}: expected {self._list(expected)}; found {self._list(found)}")
 
     # Driving ----------------------------------------------------------------------------------------------------------
 
@@ -309,10 +301,6 @@ class ServoArm:
 
     def _of(self, servo: int) -> JointCalibration:
         return self._calibration[self._name(servo)]
-
-    def _list(self, models: Mapping[int, int]) -> str:
-        describe = self.table.family.describe
-        return ", ".join(f"{servo}: {describe(model)}" for servo, model in sorted(models.items())) or "no servo at all"
 
     def _name(self, servo: int) -> str:
         return self._joints[servo].name

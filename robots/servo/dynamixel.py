@@ -164,6 +164,7 @@ DYNAMIXEL = Family(
     baud_rates=BAUD_RATES,
     decode_errors=decode_errors,
     offset_limit=OFFSET_LIMIT,
+    offset_adds=True,
     drive_mode_in_servo=True,
     watchdog=Watchdog("bus_watchdog", round(WATCHDOG_S / WATCHDOG_UNIT_S), WATCHDOG_S, WATCHDOG_TRIPPED),
     details=Details("hardware_error", ALERT, decode_hardware),

@@ -46,6 +46,7 @@ class Family:
     baud_rates: Mapping[int, int]  # what register baud_rate holds -> bit/s
     decode_errors: Callable[[int], tuple[str, ...]]  # the error byte of an answer, in words
     offset_limit: int  # a position offset lies within +- this, ticks
+    offset_adds: bool = False  # present = actual + offset; otherwise actual - offset
     position_limit: int = 4095  # min and max position lie within 0 and this, ticks
     drive_mode_in_servo: bool = False  # the servo itself runs backwards, so values need not be turned round
     unlock: Mapping[str, int] | None = None  # written before the EEPROM is, to make it stay

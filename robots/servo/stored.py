@@ -1,14 +1,14 @@
-"""The calibration that lives in the servos themselves: read, compared with a file, and written."""
+"""What the servos themselves say: their models, and their calibration, compared with a file or written."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
 
-from hotpolicy.robots.calibration import Calibration, JointCalibration, differences
+from hotpolicy.robots.calibration import Calibration, JointCalibration, differences, whose
 from hotpolicy.robots.servo.bus import ServoBus
 from hotpolicy.robots.servo.tables import ArmTable, ServoJoint
-from hotpolicy.runtime.errors import CalibrationError, ServoFault, ServoSilent
+from hotpolicy.runtime.errors import CalibrationError, ServoFault, ServoSilent, WrongServo
 
 STORED = {  # field of a calibration file -> register of the servo
     "homing_offset": "position_offset",
@@ -16,6 +16,17 @@ STORED = {  # field of a calibration file -> register of the servo
     "range_max": "max_position",
 }
 REVERSED = 1  # bit of register drive_mode, in servos that have one
+
+
+def require_models(bus: ServoBus, table: ArmTable) -> None:
+    """Raises WrongServo when the servos on the bus are not those of the table: what was expected, and what there is."""
+    model = table.family.registers["model"]
+    expected = {joint.id: joint.model for joint in table.servos}
+    replies = bus.sync_read(tuple(expected), model.address, model.size)
+    found = {servo: model.decode(reply.data) for servo, reply in replies.by_id.items()}
+    if found != expected:
+        found = bus.scan() | found
+        raise WrongServo(f"{bus.port}: expected {_list(table, expected)}; found {_list(table, found)}")
 
 
 def read_register(bus: ServoBus, table: ArmTable, name: str) -> dict[str, int]:
@@ -104,7 +115,15 @@ def require_calibration(bus: ServoBus, table: ArmTable, calibration: Calibration
         ]
     if texts:
         more = f" (and {len(texts) - 1} more)" if len(texts) > 1 else ""
-        raise CalibrationError(f"{bus.port}: {texts[0]}{more}; give this arm's own file, or write it to the servos")
+        raise CalibrationError(
+            f"{bus.port}: {texts[0]}{more}; {_whose(stored)}give this arm's own file, or write it to the servos"
+        )
+
+
+def _whose(stored: Calibration) -> str:
+    """Two arms of a kind on each other's ports are the usual reason."""
+    known = whose(stored)
+    return f"this port has the arm calibrated as {' or '.join(f.stem for f in known)} ({known[0]}): " if known else ""
 
 
 def apply_settings(bus: ServoBus, table: ArmTable, joint: ServoJoint) -> None:
@@ -121,3 +140,8 @@ def apply_settings(bus: ServoBus, table: ArmTable, joint: ServoJoint) -> None:
             raise ServoFault(
                 f"{bus.port}: joint {joint.name} (servo {joint.id}): expected {name} {value}, it holds {found}"
             )
+
+
+def _list(table: ArmTable, models: Mapping[int, int]) -> str:
+    describe = table.family.describe
+    return ", ".join(f"{servo}: {describe(model)}" for servo, model in sorted(models.items())) or "no servo at all"

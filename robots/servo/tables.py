@@ -15,6 +15,8 @@ class ServoJoint:
     id: int
     model: int  # number of the servo's model
     unit: str = "deg"
+    whole_turn: bool = False  # nothing stops it: calibrated as one whole turn
+    drive_mode: int = 0  # what calibrating writes down; 1 where the servo is mounted the other way round
     settings: tuple[tuple[str, int], ...] = ()  # what its registers must hold before torque goes on, in this order
     turns: bool = False  # counts over several turns, and forgets how many when it loses power
     follows: str | None = None  # the joint it helps to move, for a second servo on one axis (a shadow)
