@@ -25,7 +25,9 @@ from typing import Protocol
 import numpy as np
 
 from hotpolicy.robots.servo.bus import ServoBus, Timing
+from hotpolicy.robots.servo.dynamixel import DYNAMIXEL
 from hotpolicy.robots.servo.feetech import FEETECH
+from hotpolicy.robots.sim.dynamixel import VirtualDynamixel, VirtualDynamixels
 from hotpolicy.robots.sim.pty import VirtualPort
 from hotpolicy.robots.sim.servos import VirtualBus, VirtualServo
 from hotpolicy.robots.sim.wire import BITS_PER_BYTE, VirtualWire
@@ -100,6 +102,41 @@ class FeetechSdk:
         self.port.closePort()
 
 
+class OursDynamixel(Ours):
+    family = DYNAMIXEL
+
+
+class DynamixelSdk:
+    """dynamixel-sdk 4.1.0, with fast sync reads."""
+
+    def __init__(self, port: str):
+        import dynamixel_sdk as sdk
+
+        self.port, self.success = _patient(sdk.PortHandler)(port), sdk.COMM_SUCCESS
+        if not (self.port.openPort() and self.port.setBaudRate(BAUD)):
+            raise RuntimeError("port not opened")
+        handler = sdk.PacketHandler(2.0)
+        self.reader = sdk.GroupSyncRead(self.port, handler, 132, 4)
+        self.writer = sdk.GroupSyncWrite(self.port, handler, 116, 4)
+        for servo in SIX:
+            self.reader.addParam(servo)
+            self.writer.addParam(servo, [0, 0, 0, 0])
+
+    def cycle(self, goal: int) -> None:
+        if self.reader.fastSyncRead() != self.success:
+            raise RuntimeError("fast sync read failed")
+        positions = {servo: self.reader.getData(servo, 132, 4) for servo in SIX}
+        if len(positions) != len(SIX):
+            raise RuntimeError("positions missing")
+        for servo in SIX:
+            self.writer.changeParam(servo, [*(goal + servo).to_bytes(4, "little")])
+        if self.writer.txPacket() != self.success:
+            raise RuntimeError("sync write failed")
+
+    def close(self) -> None:
+        self.port.closePort()
+
+
 def _patient(handler: type) -> type:
     """The SDK's port with our patience instead of its 34 ms, which a busy machine can exceed."""
 
@@ -121,9 +158,18 @@ class Row:
     cycle_bytes: int  # question, answers and goals
 
 
+def _dynamixel(servo: int) -> VirtualDynamixel:
+    virtual = VirtualDynamixel(servo)
+    virtual.poke("return_delay", 0)  # as an arm sets it; the Feetech servos come so
+    return virtual
+
+
 ROWS = {
     "feetech": Row(
         Ours, FeetechSdk, lambda: VirtualBus(VirtualServo(servo) for servo in SIX), cycle_bytes=14 + 6 * 8 + 26
+    ),
+    "dynamixel": Row(
+        OursDynamixel, DynamixelSdk, lambda: VirtualDynamixels(map(_dynamixel, SIX)), cycle_bytes=20 + 56 + 44
     ),
 }
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotpolicy.robots.servo import dynamixel_packets as packets
-from hotpolicy.robots.servo.dynamixel import Dynamixel, exact_answers
+from hotpolicy.robots.servo.dynamixel import Dynamixel, exact_answers, exact_fast
 from hotpolicy.robots.servo.dynamixel_packets import Frame, Instruction, split_fast, split_frames
 from hotpolicy.robots.servo.protocol import Reply
 from hotpolicy.runtime.errors import BadRequest
@@ -73,7 +73,7 @@ def test_golden_bytes(name):
 def test_the_shared_answer_of_a_fast_sync_read():
     wire = packets.fast_head(6, 4)
     for servo, position in FAST_POSITIONS.items():
-        wire += packets.fast_slot(wire, servo, 0, four(position))
+        wire += packets.fast_slot(packets.crc16(wire), servo, 0, four(position))[0]
     assert wire == FAST_ANSWER
     assert split_fast(wire, 6, 4) == [(servo, 0, four(at)) for servo, at in FAST_POSITIONS.items()]
     assert len(split_frames(wire)[0]) == 1
@@ -272,6 +272,21 @@ def test_answers_are_sorted_whatever_lies_between_them(case, junk):
     got, lacking = Dynamixel().sort(question, b"".join(wire)[:-1])
     assert got == {servo: expected[servo] for servo in asked[:-1]}
     assert lacking >= 1
+
+
+@given(st.lists(servos, unique=True, min_size=2, max_size=8), st.integers(0, 4), st.data())
+def test_the_quick_way_through_a_shared_answer_agrees_with_the_careful_one(ids, size, data):
+    said = [(i, data.draw(st.integers(0, 255)), data.draw(st.binary(min_size=size, max_size=size))) for i in ids]
+    wire = packets.fast_head(len(ids), size)
+    for servo, error, value in said:
+        wire += packets.fast_slot(packets.crc16(wire), servo, error, value)[0]
+    assert exact_fast(wire, tuple(ids), size) == {servo: Reply(value, error) for servo, error, value in said}
+    assert split_fast(wire, len(ids), size) == said
+    flipped = bytearray(wire)
+    bit = data.draw(st.integers(0, len(wire) * 8 - 1))
+    flipped[bit // 8] ^= 1 << bit % 8
+    for wrong, asked in ((bytes(flipped), ids), (wire[:-1], ids), (wire + b"\0", ids), (wire, [*ids[1:], ids[0]])):
+        assert exact_fast(wrong, tuple(asked), size) is None
 
 
 def test_an_answer_of_another_size_or_to_another_question_is_not_taken():

@@ -95,6 +95,10 @@ class Dynamixel:
         return {f.id for f in frames if f.code == Instruction.STATUS and len(f.data) == PING_DATA + 1}
 
     def _sort_fast(self, servos: tuple[int, ...], size: int, expected: int, raw: bytes) -> tuple[dict[int, Reply], int]:
+        exact = exact_fast(raw, servos, size)
+        if exact is not None:
+            self._tries = FAST_TRIES
+            return exact, 0
         slots = packets.split_fast(raw, len(servos), size)
         answers = {id: Reply(data, error) for id, error, data in slots if id in servos}
         if len(answers) == len(servos):
@@ -120,6 +124,26 @@ def exact_answers(raw: bytes, servos: Iterable[int], size: int) -> dict[int, Rep
         answers[servo] = Reply(body[1:], body[0])
         at = end
     return answers if at == len(raw) else None
+
+
+def exact_fast(raw: bytes, servos: tuple[int, ...], size: int) -> dict[int, Reply] | None:
+    """The same for a shared answer: its last CRC is of all of it."""
+    head, crc = _fast_head(len(servos), size)
+    at, step = len(head), size + SLOT_OVERHEAD
+    if not raw.startswith(head) or len(raw) != at + step * len(servos):
+        return None
+    if packets.crc16(raw[at:-2], crc) != raw[-2] | raw[-1] << 8 or raw[at + 1 :: step] != bytes(servos):
+        return None
+    return {
+        servo: Reply(raw[start + 2 : start + 2 + size], raw[start])
+        for servo, start in zip(servos, range(at, len(raw), step), strict=True)
+    }
+
+
+@lru_cache(maxsize=64)
+def _fast_head(servos: int, size: int) -> tuple[bytes, int]:
+    head = packets.fast_head(servos, size)
+    return head, packets.crc16(head)
 
 
 @lru_cache(maxsize=1024)

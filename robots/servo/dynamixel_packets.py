@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 from hotpolicy.runtime.errors import BadRequest
@@ -120,11 +121,24 @@ def fast_sync_read(servos: Iterable[int], address: int, size: int) -> bytes:
 
 def sync_write(address: int, data: Mapping[int, bytes]) -> bytes:
     """Raises BadRequest when `data` is empty or its values differ in size."""
-    sizes = {len(value) for value in data.values()}
+    sizes = set(map(len, data.values()))
     if len(sizes) != 1:
         raise BadRequest(f"sync write: expected one size for all servos, got sizes {sorted(sizes)}")
-    slots = b"".join(bytes((servo,)) + value for servo, value in data.items())
-    return encode(Frame(BROADCAST, Instruction.SYNC_WRITE, _words(address, sizes.pop()) + slots))
+    size = sizes.pop()
+    slots = b"".join([b"%c%b" % item for item in data.items()])
+    if PLAIN in slots or len(slots) > MAX_LENGTH - 7:
+        return encode(Frame(BROADCAST, Instruction.SYNC_WRITE, _words(address, size) + slots))
+    head, crc = _sync_write_head(address, size, len(slots))
+    return b"%b%b%b" % (head, slots, crc16(slots, crc).to_bytes(2, "little"))
+
+
+@lru_cache(maxsize=64)
+def _sync_write_head(address: int, size: int, slots: int) -> tuple[bytes, int]:
+    """A sync write up to its slots, of which there are so many bytes, and the CRC of that: a control loop's writes
+    differ only in what follows."""
+    length = 1 + 4 + slots + 2
+    head = HEADER + bytes((BROADCAST, length & 0xFF, length >> 8, Instruction.SYNC_WRITE)) + _words(address, size)
+    return head, crc16(head)
 
 
 def status(servo: int, error: int, data: bytes = b"") -> bytes:
@@ -138,10 +152,12 @@ def fast_head(servos: int, size: int) -> bytes:
     return HEADER + bytes((BROADCAST, length & 0xFF, length >> 8, Instruction.STATUS))
 
 
-def fast_slot(before: bytes, servo: int, error: int, data: bytes) -> bytes:
-    """What one servo adds to a shared answer of which `before` is on the wire already."""
+def fast_slot(before: int, servo: int, error: int, data: bytes) -> tuple[bytes, int]:
+    """What one servo adds to a shared answer, and the CRC with it; `before` is the CRC of what is on the wire."""
     slot = bytes((error, servo)) + data
-    return slot + crc16(before + slot).to_bytes(2, "little")
+    crc = crc16(slot, before)
+    ending = crc.to_bytes(2, "little")
+    return slot + ending, crc16(ending, crc)
 
 
 def split_frames(buffer: bytes, final: bool = False) -> tuple[list[Frame], bytes]:

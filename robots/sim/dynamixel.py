@@ -7,6 +7,7 @@ both in the frame the servo was built with.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import ClassVar
 
 from hotpolicy.robots.calibration import Calibration
@@ -93,7 +94,8 @@ class VirtualDynamixel:
 
     def peek(self, name: str) -> int:
         register = XSERIES[name]
-        return register.decode(bytes(self.memory[register.address : register.address + register.size]))
+        raw = self.memory[register.address : register.address + register.size]
+        return int.from_bytes(raw, "little", signed=register.signed)
 
     def poke(self, name: str, value: int) -> None:
         """Change a register from inside the servo: read-only ones too, and without side effects."""
@@ -104,7 +106,7 @@ class VirtualDynamixel:
 
     @property
     def torque(self) -> bool:
-        return self.peek("torque") == 1
+        return self.memory[XSERIES["torque"].address] == 1
 
     @property
     def goal_ticks(self) -> float | None:
@@ -196,8 +198,8 @@ class VirtualDynamixel:
 
     def _watch(self) -> None:
         """The bus watchdog: it counts while torque is on."""
-        units = self.peek("bus_watchdog")
-        if units > 0 and self.torque and self.clock() - self._heard_at > units * WATCHDOG_UNIT_S:
+        units = self.memory[XSERIES["bus_watchdog"].address]
+        if 0 < units < 0x80 and self.torque and self.clock() - self._heard_at > units * WATCHDOG_UNIT_S:
             self.poke("bus_watchdog", WATCHDOG_TRIPPED)
             self._stopped_at = self._present
 
@@ -223,8 +225,9 @@ class VirtualDynamixel:
 
     def window(self, address: int, size: int) -> bytes:
         """What a read of these addresses gives."""
-        goal = self.goal_ticks
-        self.poke("moving", int(goal is not None and abs(goal - self._present) > 2))
+        if address <= XSERIES["moving"].address < address + size:
+            goal = self.goal_ticks
+            self.poke("moving", int(goal is not None and abs(goal - self._present) > 2))
         return bytes(self.memory[address : address + size]).ljust(size, b"\0")
 
     def write(self, data: bytes) -> int:
@@ -232,19 +235,23 @@ class VirtualDynamixel:
         if len(data) < 3:
             return LENGTH
         address, values = int.from_bytes(data[:2], "little"), data[2:]
-        after = bytearray(self.memory)
-        after[address : address + len(values)] = values
-        touched = [r for r in XSERIES.values() if r.address < address + len(values) and address < r.address + r.size]
-        for register in touched:
-            new = register.decode(bytes(after[register.address : register.address + register.size]))
-            if error := self._refusal(register, new):
+        end = address + len(values)
+        if end > MEMORY:
+            return LENGTH
+        touched = _touched(address, end)
+        before = bytes(self.memory[address:end])
+        was = [self.peek(register.name) for register in touched]
+        self.memory[address:end] = values
+        new = [self.peek(register.name) for register in touched]
+        self.memory[address:end] = before  # a refusal depends on what is there now
+        for register, value in zip(touched, new, strict=True):
+            if error := self._refusal(register, value):
                 return error
-        before = {register.name: self.peek(register.name) for register in touched}
-        self.memory[:] = after[:MEMORY]
+        self.memory[address:end] = values
         if address < SRAM_START:
             self._saved = self.memory[:SRAM_START]
-        for name, old in before.items():
-            self._after_write(name, old)
+        for register, old in zip(touched, was, strict=True):
+            self._after_write(register.name, old)
         return 0
 
     def _refusal(self, register: Register, value: int) -> int:
@@ -343,6 +350,12 @@ class VirtualDynamixel:
     }
 
 
+@lru_cache(maxsize=256)
+def _touched(start: int, end: int) -> tuple[Register, ...]:
+    """The registers of which a byte lies at these addresses."""
+    return tuple(r for r in XSERIES.values() if r.address < end and start < r.address + r.size)
+
+
 _LEVELS: dict[int, int] = {Instruction.PING: 0, Instruction.READ: 1}  # least status_level that answers; else 2
 
 
@@ -401,8 +414,9 @@ class VirtualDynamixels(VirtualWire[Frame, VirtualDynamixel]):
     def answers(self, frame: Frame) -> Iterable[tuple[VirtualDynamixel, bytes | None]]:
         if frame.code == Instruction.STATUS:
             return
+        deaf = [fault for fault in self.faults if fault.kind == "silent"]
         for servo in self.servos:
-            if not any(fault.kind == "silent" and fault.concerns(servo.id) for fault in self.faults):
+            if not any(fault.concerns(servo.id) for fault in deaf):
                 servo.hear()
         if frame.code == Instruction.SYNC_WRITE:
             self._sync_write(frame.data)
@@ -428,14 +442,15 @@ class VirtualDynamixels(VirtualWire[Frame, VirtualDynamixel]):
         """One answer in which each servo waits for the one before it: the first gap ends it."""
         address, size, asked = int.from_bytes(data[:2], "little"), int.from_bytes(data[2:4], "little"), data[4:]
         present = {servo.id: servo for servo in self.servos}
-        before, part = b"", packets.fast_head(len(asked), size)
+        head = packets.fast_head(len(asked), size)
+        crc = packets.crc16(head)
         for id in asked:
             servo = present.get(id)
             if servo is None or not servo.fast or not self.hears(servo):
                 return
-            part += packets.fast_slot(before + part, id, servo.alert, servo.window(address, size))
-            yield servo, part
-            before, part = before + part, b""
+            slot, crc = packets.fast_slot(crc, id, servo.alert, servo.window(address, size))
+            yield servo, head + slot
+            head = b""
 
     def _sync_write(self, data: bytes) -> None:
         step = int.from_bytes(data[2:4], "little") + 1
@@ -451,4 +466,5 @@ class VirtualDynamixels(VirtualWire[Frame, VirtualDynamixel]):
 
 def _obeys(servo: VirtualDynamixel) -> set[int]:
     """The ids whose writes concern it: its own, and the one it shadows."""
-    return {servo.id, servo.peek("shadow_id")} - {NO_SHADOW}
+    shadow = servo.memory[XSERIES["shadow_id"].address]
+    return {servo.id} if shadow == NO_SHADOW else {servo.id, shadow}
