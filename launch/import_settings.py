@@ -144,11 +144,12 @@ def _with_flags(settings: Settings, flags: Flags) -> Settings:
     for name, value, known in (("prompt", flags.prompt, FORMATS), ("normalisation", flags.normalisation, NEEDS)):
         if value is not None and value not in known:
             raise ConfigError(f"--{name}: expected one of {', '.join(known)}, got {value!r}")
-    sizes = {camera.name: camera for camera in (*settings.cameras, *(_sized(text) for text in flags.cameras))}
+    slots, cameras = dict(map(_slot, flags.slots)), {camera.name: camera for camera in map(_sized, flags.cameras)}
     return replace(
         settings,
-        cameras=tuple(sizes.values()),
-        slots={**settings.slots, **dict(_slot(text) for text in flags.slots)},
+        cameras=tuple({**{camera.name: camera for camera in settings.cameras}, **cameras}.values()),
+        slots={**settings.slots, **slots},
+        meant=frozenset({*slots, *cameras}),
         rate_hz=flags.rate_hz or settings.rate_hz,
         flags=Trained(
             horizon=flags.horizon,

@@ -308,6 +308,10 @@ def test_a_flag_that_contradicts_the_checkpoint(tmp_path: Path) -> None:
     refused(path, tmp_path, "horizon: 9 was asked for, but", "says 5", more="", flags=Flags(horizon=9))
     refused(path, tmp_path, "max_tokens: 48 was asked for, but", "says 60", more="max_tokens: 48\n")
     refused(path, tmp_path, "relative: ", "says relative relative", more="", flags=Flags(relative="none"))
+    refused(path, tmp_path, "normalisation: quantile was asked for", more="", flags=Flags(normalisation="quantile"))
+    refused(
+        path, tmp_path, "slots.base: ", "no such slot; it has front, wrist", more="", flags=Flags(slots=("base=front",))
+    )
 
 
 def test_a_processor_step_that_is_not_known(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from safetensors.numpy import save_file
 from hotpolicy.launch.import_settings import Flags, load_settings
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.checkpoint.importer import Extras, Imported, import_checkpoint, read_checkpoint
+from hotpolicy.runtime.checkpoint.sizes import Heads
 from hotpolicy.runtime.policy import load_policy
 
 FAMILIES = ("pi0", "pi05")
@@ -192,6 +194,18 @@ def test_a_renamed_camera_is_asked_for_by_the_robot_s_name(tmp_path: Path) -> No
     assert [(c.name, c.height) for c in bundle.manifest.spec.cameras] == [("overhead", CAMERA), ("wrist", 28)]
     other = bring(path, tmp_path, more="slots: {wrist: none}\n").bundle
     assert other.manifest.transforms["images"]["slots"] == ["overhead", None, None]
+
+
+def test_a_preset_s_cameras_come_after_the_checkpoint_s_and_a_user_s_before(tmp_path: Path) -> None:
+    path = write_lerobot(tmp_path / "checkpoint", "pi0")
+    config = json.loads((path / "config.json").read_text())
+    config["action_feature_names"] = [joint.name for joint in load_settings("so101", None, Flags()).joints]
+    (path / "config.json").write_text(json.dumps(config))
+    for given, sizes in (((), [CAMERA, CAMERA]), (("wrist=30x50",), [CAMERA, 30])):
+        settings = replace(load_settings("so101", None, Flags(cameras=given)), heads=Heads(8, 2))
+        imported = import_checkpoint(read_checkpoint(path), tmp_path / "out", settings, Extras())
+        assert [camera.height for camera in imported.bundle.manifest.spec.cameras] == sizes
+        assert imported.bundle.manifest.transforms["images"]["slots"] == ["front", "wrist", None]
 
 
 def test_a_floor_is_applied_and_said(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ A pipeline step that is not known here might change numbers, so it is refused by
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ STEPS = {
 }
 # Mode -> how it is written in a bundle, and its two statistics. None: the numbers are taken as they are.
 MODES: Mapping[str, tuple[Mode, tuple[str, str] | None]] = {
+    "IDENTITY": ("mean_std", None),
     "MEAN_STD": ("mean_std", None),
     "QUANTILES": ("quantile", None),
     "QUANTILE10": ("quantile", ("q10", "q90")),
@@ -42,6 +43,12 @@ class Normalisers:
     files: tuple[Path, Path] | None  # the preprocessor's and the postprocessor's
     state_mode: str
     action_mode: str
+
+    @property
+    def kind(self) -> Mode:
+        """As the bundle writes both."""
+        kinds = {MODES[name][0] for name in (self.state_mode, self.action_mode)}
+        return kinds.pop() if len(kinds) == 1 else "mean_std"
 
     def stats(self) -> Stats | None:
         if self.files is None:
@@ -73,6 +80,8 @@ def read_processors(source: Source) -> tuple[Stated, Normalisers]:
         max_tokens=tokens.get("max_length"),
         relative=_relative(pre, action),
     )
+    normalisers = _normalisers(folder, forward, backward)
+    trained = replace(trained, normalisation=normalisers.kind)
     stated = Stated(
         source=f"{folder / 'config.json'}",
         trained=trained,
@@ -82,7 +91,7 @@ def read_processors(source: Source) -> tuple[Stated, Normalisers]:
         action_names=tuple(config["action_feature_names"]) if config.get("action_feature_names") else None,
         **_slots(config, pre),
     )
-    return stated, _normalisers(folder, forward, backward)
+    return stated, normalisers
 
 
 def _steps(path: Path, known: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -154,10 +163,8 @@ def _normalisers(folder: Path, forward: dict[str, Any], backward: dict[str, Any]
         for which, step in (("STATE", forward), ("ACTION", backward))
     }
     for which, mode in modes.items():
-        if mode != "IDENTITY" and mode not in MODES:
-            raise BundleError(
-                f"{folder / PRE}: norm_map.{which}: expected IDENTITY or one of {', '.join(MODES)}, got {mode}"
-            )
+        if mode not in MODES:
+            raise BundleError(f"{folder / PRE}: norm_map.{which}: expected one of {', '.join(MODES)}, got {mode}")
     trained = str(forward["config"].get("norm_map", {}).get("ACTION", "IDENTITY"))
     if trained != modes["ACTION"]:
         raise BundleError(f"{folder / POST}: norm_map.ACTION: {modes['ACTION']}, but the preprocessor has {trained}")

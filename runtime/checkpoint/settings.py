@@ -49,7 +49,10 @@ class Settings:
     trained: Mapping[bool, Trained] = field(default_factory=dict)  # for pi0 (False) and pi0.5 (True)
     flags: Trained = field(default_factory=Trained)  # said for this import: differing from the checkpoint is an error
     heads: Heads = field(default_factory=Heads)
-    preset: bool = False  # of a kind of robot, not of this one: the checkpoint's own cameras and slots come first
+    preset: bool = False  # of a kind of robot, not of this one: what the checkpoint says comes first
+    meant: frozenset[str] = (
+        frozenset()
+    )  # slots and cameras that a preset's user named: these come before the checkpoint
     note: str = ""  # what a user of this robot has to know
 
     @property
@@ -146,10 +149,14 @@ def _check_entries(settings: Settings, stated: Stated) -> None:
 
 def _eyes(settings: Settings, stated: Stated) -> tuple[dict[str, str | None], tuple[CameraSpec, ...]]:
     """Slots, and the cameras they need, in the order of the slots."""
+
+    def meant(name: str) -> bool:
+        return not settings.preset or name in settings.meant
+
     slots = dict(settings.slots)
     if stated.slots is not None:
-        strange = sorted(set(settings.slots) - set(stated.slots))
-        if strange and not settings.preset:
+        strange = sorted(slot for slot in settings.slots if meant(slot) and slot not in stated.slots)
+        if strange:
             raise ConfigError(
                 f"{settings.origin}: slots.{strange[0]}: {stated.source} has no such slot; "
                 f"it has {', '.join(stated.slots)}"
@@ -161,7 +168,7 @@ def _eyes(settings: Settings, stated: Stated) -> tuple[dict[str, str | None], tu
         if name is None:
             continue
         size = stated.sizes.get(slot)
-        if size and (settings.preset or name not in known):
+        if size and not (name in known and meant(name)):
             cameras.append(CameraSpec(name, *size))
         elif name in known:
             cameras.append(known[name])
