@@ -21,6 +21,7 @@ from hotpolicy.robots.servo.axes import disagreements, forgotten_turns
 from hotpolicy.robots.servo.bus import ServoBus, Timing
 from hotpolicy.robots.servo.complaints import Complaints
 from hotpolicy.robots.servo.protocol import Reply
+from hotpolicy.robots.servo.registers import Register
 from hotpolicy.robots.servo.stored import (
     apply_settings,
     as_counted,
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 
 # A joint may rest this far outside of its range, against its end stop; further out, switching on would be a jump.
 REST_TOLERANCE = 30  # ticks, 2.6 deg
-OFF_ATTEMPTS = 3
+ATTEMPTS = 3  # at what must not fail: to hold, to let go
 DEFAULT_RATE_HZ = 30.0  # of an arm whose profile says nothing
 
 
@@ -104,13 +105,13 @@ class ServoArm:
         """Compare the servos with table and calibration."""
         self.torque_on = False  # until it has been read
         require_models(self.bus, self.table)
+        if self.table.leader:
+            self.torque(False)  # a hand has to move it
         if write:
             store_calibration(self.bus, self.table, self._filed)
         require_calibration(self.bus, self.table, self._filed)
         self._count_turns(self._read_present())
         self._watchdogs.distrust()
-        if self.table.leader:
-            self.torque(False)  # a hand has to move it
         self.torque_on = all(read_register(self.bus, self.table, "torque").values())
 
     def reconnect(self) -> None:
@@ -161,13 +162,21 @@ class ServoArm:
         )
 
     def hold(self) -> None:
-        """Goal := present. Joints that do not answer keep the goal they have; a released arm stays released."""
+        """Goal := present, and read back: nobody answers the packet with the goals, and an arm whose packet was lost
+        goes on. Joints that do not answer keep the goal they have; a released arm stays released."""
         if not self.torque_on:
             return
         self.read()
-        heard = [servo for servo in self._driven if servo not in self._silent]
-        if heard and self.torque_on:
-            self._send_ticks({servo: self._ticks[servo] for servo in heard})
+        left = {servo: self._ticks[servo] for servo in self._driven if servo not in self._silent}
+        for _ in range(ATTEMPTS):
+            if not left or not self.torque_on:
+                return
+            self._send_ticks(left)
+            replies = self.bus.sync_read(tuple(left), self._goal.address, self._goal.size).by_id
+            taken = {servo for servo, reply in replies.items() if reply.data == self._goal_bytes(servo, left[servo])}
+            left = {servo: ticks for servo, ticks in left.items() if servo not in taken}
+        if left:
+            log.warning("%s: no sign that %s holds", self.bus.port, ", ".join(map(self._name, left)))
 
     def torque(self, on: bool) -> None:
         """On: the present position becomes the goal, then torque, then both are read back. Raises LimitViolation when a
@@ -179,17 +188,21 @@ class ServoArm:
             self._switch_off()
 
     def close(self, release: bool = False) -> None:
-        """Hold, then give the port back. Torque stays on unless `release`: an arm let go falls. Safe on a dead bus."""
+        """Hold, let go if told to, give the port back: each is tried whatever became of the one before. Torque stays on
+        unless `release`: an arm let go falls. On a dead bus nothing can be done, and nothing is raised; raises
+        ServoFault when a joint was not seen to let go."""
         try:
             if self.bus.is_open:
-                with suppress(ServoSilent):  # those that answer were held
+                try:
                     self.hold()
+                except ServoSilent as error:
+                    log.warning("closing without holding: %s", error)
                 if release:
                     self.torque(False)
                 else:
                     self._disarm()
         except BusLost as error:
-            log.warning("closing without holding: %s", error)
+            log.warning("closing without %s: %s", "letting go" if release else "holding", error)
         finally:
             self.bus.close()
 
@@ -207,36 +220,49 @@ class ServoArm:
         for joint, text in disagreements(self.table, said).items():
             raise LimitViolation(f"{self.bus.port}: joint {joint}: {text}, so the two would pull against one another")
         on_already = read_register(self.bus, self.table, "torque")
-        for row in self._rows:
-            if not on_already[row.name]:
-                apply_settings(self.bus, self.table, row)
-        for row in self._rows:  # the goal first, and acknowledged: one left from before would be driven to at once
-            goal = self._said(row.id, self._of(row.id).clamp(present[row.id]))
-            self._watchdogs.arm(row.id)
-            self.bus.write(row.id, self._goal.address, self._goal.encode(goal))
-            self.bus.write(row.id, self._torque.address, self._torque.encode(1))
-        self._watchdogs.feed()
-        off = [name for name, value in read_register(self.bus, self.table, "torque").items() if not value]
-        self.torque_on = not off
-        if off:
-            raise ServoFault(f"{self.bus.port}: expected torque on, it stays off at {', '.join(off)}")
+        released = [row for row in self._rows if not on_already[row.name]]
+        for row in released:
+            apply_settings(self.bus, self.table, row)
+        try:
+            for row in self._rows:  # the goal first, and acknowledged: one left from before would be driven to at once
+                self._watchdogs.arm(row.id)
+                self._write(row.id, self._goal, self._goal_bytes(row.id, present[row.id]))
+                self._write(row.id, self._torque, self._torque.encode(1))
+            self._watchdogs.feed()
+            off = [name for name, value in read_register(self.bus, self.table, "torque").items() if not value]
+            if off:
+                raise ServoFault(f"{self.bus.port}: expected torque on, it stays off at {', '.join(off)}")
+        except (ServoSilent, ServoFault):
+            self._let_go([row.id for row in released])  # half an arm under torque is worse than none
+            raise
+        self.torque_on = True
+
+    def _write(self, servo: int, register: Register, data: bytes) -> None:
+        error = self.bus.write(servo, register.address, data)
+        if error:
+            texts = ", ".join(self.table.family.decode_errors(error))
+            log.warning("%s: joint %s reports %s", self.bus.port, self._name(servo), texts)
 
     def _switch_off(self) -> None:
+        left = self._let_go(list(self._ids))
+        if left:
+            names = ", ".join(map(self._name, left))
+            raise ServoFault(f"{self.bus.port}: expected torque off, it is on or unknown at {names}")
+
+    def _let_go(self, servos: Sequence[int]) -> list[int]:
+        """Switch them off, whatever error bits they report; who was not seen to obey."""
         self.torque_on = False
-        left = list(self._ids)
-        for _ in range(OFF_ATTEMPTS):
+        left = list(servos)
+        for _ in range(ATTEMPTS):
             for servo in left:
                 with suppress(ServoSilent):  # asked for below, and tried again
-                    self.bus.write(servo, self._torque.address, self._torque.encode(0))
+                    self._write(servo, self._torque, self._torque.encode(0))
                     self._watchdogs.disarm(servo)
-            replies = self.bus.sync_read(left, self._torque.address, self._torque.size)
-            left = [
-                servo for servo in left if servo not in replies.by_id or self._torque.decode(replies.by_id[servo].data)
-            ]
+            replies = self.bus.sync_read(left, self._torque.address, self._torque.size).by_id
+            left = [servo for servo in left if servo not in replies or self._torque.decode(replies[servo].data)]
             if not left:
-                return
-        names = ", ".join(self._name(servo) for servo in left)
-        raise ServoFault(f"{self.bus.port}: expected torque off, it is on or unknown at {names}")
+                break
+        return left
 
     def _disarm(self) -> None:
         """The arm is left holding, and whoever drives it next may not know of the servos' watchdogs."""
@@ -296,8 +322,11 @@ class ServoArm:
             log.error("%s: torque was lost at %s; no goal is sent until it is on again", self.bus.port, ", ".join(lost))
 
     def _send_ticks(self, ticks: Mapping[int, int]) -> None:
-        goals = {servo: self._goal.encode(self._said(servo, self._of(servo).clamp(at))) for servo, at in ticks.items()}
-        self.bus.sync_write(self._goal.address, goals)
+        self.bus.sync_write(self._goal.address, {servo: self._goal_bytes(servo, at) for servo, at in ticks.items()})
+
+    def _goal_bytes(self, servo: int, ticks: int) -> bytes:
+        """A goal as the servo takes it, cut to the calibrated ticks."""
+        return self._goal.encode(self._said(servo, self._of(servo).clamp(ticks)))
 
     def _of(self, servo: int) -> JointCalibration:
         return self._calibration[self._name(servo)]

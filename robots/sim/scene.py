@@ -85,7 +85,8 @@ def _model() -> mujoco.MjModel:
     return mujoco.MjModel.from_xml_string(_xml())
 
 
-_STRENGTH = np.array([2.94] * 5 + [6.0])  # N m, gripper N: stall of an STS3215 at 12 V
+# What an STS3215 at 12 V can do, N m. The gripper's slide is geared to its servo's range, 2.3 rad for 36 mm: N.
+_STRENGTH = np.array([2.94] * 5 + [184.0])
 
 
 class RayCamera:

@@ -34,6 +34,7 @@ VOLTAGE, OVERHEAT, OVERCURRENT, OVERLOAD = 1 << 0, 1 << 2, 1 << 3, 1 << 5  # err
 TOP_SPEED = 3400.0  # ticks/s without load, 50 turns a minute
 CURRENT_UNIT = 6.5e-3  # A
 ACCELERATION_UNIT = 100.0  # ticks/s^2
+NO_RAMP = 254  # the quickest ramp, which no motor with an arm on it can follow anyway
 
 
 class VirtualServo:
@@ -170,6 +171,7 @@ class VirtualServo:
         for register in STS3215.values():
             self.poke(register.name, register.default)
         self.memory[:SRAM_START] = self._saved
+        self.poke("torque_limit", self.peek("max_torque"))
         self._pending, self._tripped, self._profile = None, False, None
         self.motor.strained_s = self.motor.hot_wire_s = 0.0
         self._show_position()
@@ -177,7 +179,8 @@ class VirtualServo:
 
     def _follow_profile(self, dt: float) -> None:
         """A goal written with a speed or an acceleration is approached by a ramp; without either, at once."""
-        top, ramp = abs(self.peek("goal_speed")), self.peek("acceleration") * ACCELERATION_UNIT
+        top, steps = abs(self.peek("goal_speed")), self.peek("acceleration")
+        ramp = steps * ACCELERATION_UNIT if steps < NO_RAMP else 0.0
         if not self.torque or not (top or ramp):
             self._profile = None
             return
