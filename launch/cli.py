@@ -17,6 +17,7 @@ except ModuleNotFoundError as error:  # the thin install of a robot client has n
 
 from hotpolicy.launch.calibrate import calibrate
 from hotpolicy.launch.demo import demo
+from hotpolicy.launch.doctor import doctor
 from hotpolicy.launch.export import export
 from hotpolicy.launch.finetune import finetune
 from hotpolicy.launch.importing import import_policy
@@ -70,6 +71,7 @@ VERBS = (
     history,
     add,
     export,
+    doctor,
     calibrate,
     virtual_arm,
     demo,
