@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hotpolicy.launch.fields import Fields
 from hotpolicy.runtime.errors import CalibrationError, ConfigError
 from hotpolicy.runtime.messages import CameraSpec, Joint, RobotSpec
 
+if TYPE_CHECKING:
+    from hotpolicy.robots.servo.tables import ArmTable
+
 SHIPPED = Path(__file__).parent / "configs"
-BAUDRATES = (1_000_000, 500_000, 250_000, 128_000, 115_200, 76_800, 57_600, 38_400)  # what the servos offer
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,16 @@ class JointProfile:
     high: float
     max_step: float  # largest change of the goal in one tick, in that unit
     max_lead: float | None  # largest distance of the goal from the present position; None: any
+
+
+@dataclass(frozen=True, slots=True)
+class ArmProfile:
+    """One arm on one port."""
+
+    kind: str  # a name in robots/arms/catalogue.py
+    port: str  # serial device, best by its stable name
+    baudrate: int
+    calibration: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +54,11 @@ class Profile:
     file: Path
     name: str
     rate_hz: float  # control ticks per second
+    kind: str  # of the arm, or of the left one of two; so are the next three
     port: str  # serial device, best by its stable name
     baudrate: int
     calibration: Path
+    right: ArmProfile | None  # the other arm of a pair, whose joints are named left_... and right_...
     joints: tuple[JointProfile, ...]
     cameras: tuple[CameraProfile, ...]
     watchdog_s: float  # without a fresh action for this long the arm holds
@@ -78,14 +93,18 @@ def load_profile(name: str | Path) -> Profile:
     """Read and check a profile. Raises ConfigError, one line, naming file and field."""
     file = find_profile(str(name))
     fields = Fields.read(file)
-    arm, server = fields.section("arm"), fields.section("server")
+    section, server = fields.section("arm"), fields.section("server")
+    pair = section.has("left")
+    arm = _arm(file, section.section("left") if pair else section)
     profile = Profile(
         file=file,
         name=fields.text("name"),
         rate_hz=fields.number("rate_hz", above=0, at_most=1000, unit="Hz"),
-        port=arm.text("port"),
-        baudrate=_baudrate(arm),
-        calibration=_calibration(file, arm),
+        kind=arm.kind,
+        port=arm.port,
+        baudrate=arm.baudrate,
+        calibration=arm.calibration,
+        right=_arm(file, section.section("right")) if pair else None,
         joints=_joints(fields.section("joints")),
         cameras=_cameras(fields.section("cameras")),
         watchdog_s=fields.number("watchdog_s", above=0, at_most=10, unit="s"),
@@ -93,21 +112,30 @@ def load_profile(name: str | Path) -> Profile:
         control=_endpoint(server, "control"),
         world=_endpoint(fields, "world") if fields.has("world") else None,
     )
-    for section in (arm, server, fields):
-        section.done()
+    for part in (section, server, fields):
+        part.done()
     if profile.world is None and any(camera.source == "world" for camera in profile.cameras):
         raise ConfigError(f"{file}: world: missing, expected the simulator's socket as a camera's source is 'world'")
     return profile
 
 
-def _calibration(file: Path, arm: Fields) -> Path:
+def _arm(file: Path, arm: Fields) -> ArmProfile:
+    from hotpolicy.robots.arms.catalogue import ARMS
+
+    table = ARMS[arm.text("kind", choices=tuple(ARMS)) if arm.has("kind") else "so101_follower"]
+    profile = ArmProfile(table.name, arm.text("port"), _baudrate(arm, table), _calibration(file, arm, table))
+    arm.done()
+    return profile
+
+
+def _calibration(file: Path, arm: Fields, table: ArmTable) -> Path:
     """A .json file, its path taken from the profile's folder; anything else is an id in LeRobot's own folders."""
     from hotpolicy.robots.calibration import find_calibration
 
     name = arm.text("calibration")
     if not name.endswith(".json"):
         try:
-            return find_calibration(name)
+            return find_calibration(name, table.calibration_names, "teleoperators" if table.leader else "robots")
         except CalibrationError as error:
             raise ConfigError(f"{file}: arm.calibration: {error}") from error
     path = file.parent / Path(name).expanduser()
@@ -116,10 +144,10 @@ def _calibration(file: Path, arm: Fields) -> Path:
     return path
 
 
-def _baudrate(arm: Fields) -> int:
-    rate = arm.whole("baudrate")
-    if rate not in BAUDRATES:
-        raise arm.error("baudrate", f"one of {', '.join(map(str, BAUDRATES))}", rate)
+def _baudrate(arm: Fields, table: ArmTable) -> int:
+    rate, offered = arm.whole("baudrate"), table.family.baud_rates.values()
+    if rate not in offered:
+        raise arm.error("baudrate", f"one of {', '.join(map(str, offered))}", rate)
     return rate
 
 

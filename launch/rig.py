@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
-from hotpolicy.launch.profile import CameraProfile, Profile, load_profile
+from hotpolicy.launch.profile import ArmProfile, CameraProfile, Profile, load_profile
+from hotpolicy.robots.arms.catalogue import ARMS
+from hotpolicy.robots.bimanual import BimanualArm
 from hotpolicy.robots.feed import Feed
 from hotpolicy.robots.limits import JointLimit, LimitedArm, Limits
 from hotpolicy.robots.loop import ControlLoop, EpisodeReport, Pacer
 from hotpolicy.robots.robot import Camera
-from hotpolicy.robots.servo.arm import connect
+from hotpolicy.robots.servo.arm import ServoArm, connect
 from hotpolicy.robots.servo.bus import Timing
 from hotpolicy.robots.sim.client import LockStep, VirtualCamera, VirtualWorld
 from hotpolicy.robots.sim.tasks import Task
 from hotpolicy.robots.sources import Source
 from hotpolicy.runtime.clock import Rate
 from hotpolicy.runtime.errors import ConfigError
+from hotpolicy.runtime.messages import RobotSpec
 
 DEFAULT_EPISODE_S = 30.0
 
@@ -41,8 +45,7 @@ class Rig:
         if not isinstance(profile, Profile):
             profile = load_profile(profile)
         with ExitStack() as undo:
-            bare = connect(profile.port, profile.calibration, spec=profile.spec, timing=_timing(profile))
-            undo.callback(bare.close)
+            bare = _connect(profile, undo)
             world = VirtualWorld(profile.world) if profile.world else None
             if world:
                 undo.callback(world.close)
@@ -51,9 +54,8 @@ class Rig:
                 cameras.append(_camera(camera, world))
                 undo.callback(cameras[-1].close)
             arm = LimitedArm(bare, limits_of(profile))
-            first = bare.table.joints[0].id
             pacer: Pacer = (
-                LockStep(world, arrived=lambda: bare.bus.ping(first))
+                LockStep(world, arrived=_arrived(bare))
                 if world is not None and not world.moment.realtime
                 else Rate(profile.rate_hz)
             )
@@ -120,11 +122,33 @@ def virtual_profile(folder: Path, number: int, endpoint: str, control: str) -> P
     )
 
 
-def _timing(profile: Profile) -> Timing:
-    """Servos answer within microseconds; a simulator shares its processor with whatever else runs."""
-    if profile.world is None:
-        return Timing(baud=profile.baudrate)
-    return Timing(baud=profile.baudrate, margin_ms=1000.0, budget_ms=3000.0)
+def _connect(profile: Profile, undo: ExitStack) -> ServoArm | BimanualArm:
+    """The arm, or both; whoever unwinds `undo` closes them."""
+
+    def one(arm: ArmProfile, spec: RobotSpec | None) -> ServoArm:
+        opened = connect(arm.port, arm.calibration, table=ARMS[arm.kind], spec=spec, timing=_timing(arm))
+        undo.callback(opened.close)
+        return opened
+
+    left = ArmProfile(profile.kind, profile.port, profile.baudrate, profile.calibration)
+    if profile.right is None:
+        return one(left, profile.spec)
+    return BimanualArm(one(left, None), one(profile.right, None), profile.spec)
+
+
+def _arrived(arm: ServoArm | BimanualArm) -> Callable[[], object]:
+    """Comes back when the servos have taken what was sent: they answer in order."""
+    if isinstance(arm, BimanualArm):
+        raise ConfigError("world: a simulator in lock-step has one arm, this profile has two")
+    return lambda: arm.bus.ping(arm.table.joints[0].id)
+
+
+def _timing(arm: ArmProfile) -> Timing:
+    """Servos answer within microseconds; a program behind a pseudo-terminal shares its processor with whatever else
+    runs."""
+    if os.path.realpath(arm.port).startswith("/dev/pts/"):
+        return Timing(baud=arm.baudrate, margin_ms=1000.0, budget_ms=3000.0)
+    return Timing(baud=arm.baudrate)
 
 
 def _camera(camera: CameraProfile, world: VirtualWorld | None) -> Camera:

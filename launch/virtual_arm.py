@@ -1,15 +1,18 @@
-"""`hotpolicy virtual-arm`: a simulated SO-101 on a serial port of its own, for programs that know only real ones."""
+"""`hotpolicy virtual-arm`: a simulated arm on a serial port of its own, for programs that know only real ones."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hotpolicy.launch.options import ROBOT, Robot
 from hotpolicy.robots.sim.faults import KINDS, Fault
 from hotpolicy.runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hotpolicy.launch.profile import Profile
 
 
 def virtual_arm(
@@ -31,14 +34,18 @@ def virtual_arm(
         typer.Option(help=f"KIND[:SERVO[:SECONDS]], as often as you like: {', '.join(KINDS)}. SERVO 0 is all of them."),
     ] = None,
 ) -> None:
-    """Run a simulated SO-101 until Ctrl-C: six servos that speak Feetech's protocol, a table, cubes and a camera."""
+    """Run a simulated SO-101 until Ctrl-C: six servos that speak Feetech's protocol, a table, cubes and a camera.
+
+    A profile without a world socket gives the servos of its arm alone, of whatever kind, running by the clock.
+    """
     from hotpolicy.launch.profile import load_profile
     from hotpolicy.robots.sim.virtual_arm import VirtualArmConfig, serve_virtual_arm
 
     profile = load_profile(robot)
     endpoint = world or profile.world
     if endpoint is None:
-        raise ConfigError(f"{profile.file}: world: missing, expected the simulator's socket; or give --world")
+        serve_bare(profile, port_link, paced, tuple(map(_fault, fault or ())))
+        return
     sizes = {(camera.height, camera.width) for camera in profile.cameras if camera.source == "world"}
     size = next(iter(sizes), (64, 64))
     if len(sizes) > 1 or size[0] != size[1]:
@@ -52,6 +59,27 @@ def virtual_arm(
         faults=tuple(map(_fault, fault or ())),
     )
     serve_virtual_arm(config, ready=lambda path: typer.echo(f"ready: {path}, world {endpoint}"))
+
+
+def serve_bare(profile: Profile, port_link: Path | None, paced: bool, faults: tuple[Fault, ...]) -> None:
+    """The servos of the profile's arm, or of both, each on a port of its own, until Ctrl-C."""
+    from hotpolicy.launch.profile import ArmProfile
+    from hotpolicy.robots.arms.catalogue import ARMS
+    from hotpolicy.robots.calibration import read_calibration
+    from hotpolicy.robots.sim.bare_arm import BareArm, serve_bare_arms
+
+    if profile.right is not None and port_link is not None:
+        raise ConfigError("--port-link: one name cannot stand for the ports of two arms; give them in the profile")
+    arms = []
+    left = ArmProfile(profile.kind, str(port_link or profile.port), profile.baudrate, profile.calibration)
+    for arm in (left, profile.right):
+        if arm is None:
+            continue
+        if arm.port.startswith("/dev/"):
+            raise ConfigError(f"{profile.file}: port: {arm.port} is a place for real arms; give --port-link")
+        calibration = read_calibration(arm.calibration)
+        arms.append(BareArm(ARMS[arm.kind], calibration, Path(arm.port), arm.baudrate if paced else None, faults))
+    serve_bare_arms(arms, ready=lambda path: typer.echo(f"ready: {path}"))
 
 
 def _fault(text: str) -> Fault:

@@ -1,7 +1,7 @@
 """ViperX 300 and WidowX 250, the arms of ALOHA: nine Dynamixels for seven joints.
 
 Shoulder and elbow have two servos each. The second is a shadow: by its register `shadow_id` it obeys what is written to
-the first, so the two never get different goals.
+the first, so the two never get different goals; it is mounted the other way round, hence its drive mode.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ VIPERX_300 = ArmTable(
         ServoJoint("gripper", 9, XM430_W350, unit="percent", settings=GRIPPER, turns=True),
     ),
     shadows=(
-        ServoJoint("shoulder_shadow", 3, XM540_W270, settings=FOLLOWS_SHOULDER, turns=True, follows="shoulder"),
-        ServoJoint("elbow_shadow", 5, XM540_W270, settings=FOLLOWS_ELBOW, turns=True, follows="elbow"),
+        ServoJoint(
+            "shoulder_shadow", 3, XM540_W270, drive_mode=1, settings=FOLLOWS_SHOULDER, turns=True, follows="shoulder"
+        ),
+        ServoJoint("elbow_shadow", 5, XM540_W270, drive_mode=1, settings=FOLLOWS_ELBOW, turns=True, follows="elbow"),
     ),
     calibration_names=("viperx",),
 )
@@ -49,8 +51,10 @@ WIDOWX_250_LEADER = ArmTable(
         ServoJoint("gripper", 9, XC430_W150, unit="percent", settings=(("return_delay", 0),), turns=True),
     ),
     shadows=(
-        ServoJoint("shoulder_shadow", 3, XM430_W350, settings=FOLLOWS_SHOULDER, turns=True, follows="shoulder"),
-        ServoJoint("elbow_shadow", 5, XM430_W350, settings=FOLLOWS_ELBOW, turns=True, follows="elbow"),
+        ServoJoint(
+            "shoulder_shadow", 3, XM430_W350, drive_mode=1, settings=FOLLOWS_SHOULDER, turns=True, follows="shoulder"
+        ),
+        ServoJoint("elbow_shadow", 5, XM430_W350, drive_mode=1, settings=FOLLOWS_ELBOW, turns=True, follows="elbow"),
     ),
     calibration_names=("widowx",),
     leader=True,
