@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from hotpolicy.runtime.bundle import Bundle
 
+KINDS = {"words": ("vocabulary", "max_tokens"), "sentencepiece": ("file", "max_tokens")}  # kind -> its other fields
 WHERE = (
     "PaliGemma's tokenizer.model may not be passed on with a policy: accept its licence and take it from "
     "https://huggingface.co/google/paligemma-3b-pt-224, or from gs://big_vision/paligemma_tokenizer.model"
@@ -129,16 +130,21 @@ class Inherited:
 
 def tokenizer_from_dict(data: Mapping[str, Any], files: SideFiles | None = None) -> Tokenizer:
     """Raises BundleError for a kind this version does not know, and for a side file that is not there."""
+    if not isinstance(data, Mapping):
+        raise BundleError(f"tokenizer: expected a mapping, got {data!r:.80}")
     kind = data.get("kind")
+    if kind not in KINDS:
+        raise BundleError(f"tokenizer.kind: expected {' or '.join(map(repr, KINDS))}, got {kind!r}")
+    if set(data) != {"kind", *KINDS[kind]}:
+        raise BundleError(f"tokenizer: expected kind, {' and '.join(KINDS[kind])}, got {sorted(data)}")
+    for count in ("vocabulary", "max_tokens"):
+        if count in data and (type(data[count]) is not int or data[count] < 2):
+            raise BundleError(f"tokenizer.{count}: expected at least 2, got {data[count]!r}")
     if kind == "words":
         return WordTokenizer(**data)
-    if kind != "sentencepiece":
-        raise BundleError(f"tokenizer.kind: expected 'words' or 'sentencepiece', got {kind!r}")
-    name, budget = data.get("file"), data.get("max_tokens")
-    if set(data) != {"kind", "file", "max_tokens"} or not isinstance(name, str):
-        raise BundleError(f"tokenizer: expected kind, file and max_tokens, got {sorted(data)}")
-    if type(budget) is not int or budget < 2:
-        raise BundleError(f"tokenizer.max_tokens: expected at least 2, got {budget!r}")
+    name, budget = data["file"], data["max_tokens"]
+    if not isinstance(name, str):
+        raise BundleError(f"tokenizer.file: expected a name, got {name!r}")
     if files is None:
         raise BundleError(f"tokenizer.file: {name}: expected beside the policy. {WHERE}")
     try:

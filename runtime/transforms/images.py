@@ -77,7 +77,7 @@ def resize_with_pad(images: np.ndarray, height: int, width: int) -> np.ndarray:
         return images
     h, w = images.shape[-3:-1]
     ratio = max(w / width, h / height)
-    rows, columns = int(h / ratio), int(w / ratio)
+    rows, columns = max(1, int(h / ratio)), max(1, int(w / ratio))
     top, left = (height - rows) // 2, (width - columns) // 2
     flat = images.reshape(-1, h, w, 3)
     padded = np.zeros((len(flat), height, width, 3), np.uint8)

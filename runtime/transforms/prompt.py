@@ -58,7 +58,7 @@ class Prompt:
 
     def __post_init__(self) -> None:
         """Raises BundleError for a format this version does not know."""
-        if self.format not in FORMATS:
+        if not isinstance(self.format, str) or self.format not in FORMATS:
             raise BundleError(f"transforms.prompt: expected one of {', '.join(FORMATS)}, got {self.format!r}")
 
     @property
