@@ -37,7 +37,7 @@ def calibrate(
     force: Annotated[bool, typer.Option("--force", help="Write over a calibration that is there.")] = False,
 ) -> None:
     """Calibrate an arm by hand, step by step. The numbers go to the servos and to a file that LeRobot reads too."""
-    from hotpolicy.robots.arms import arm_table
+    from hotpolicy.robots.arms.catalogue import arm_table
     from hotpolicy.robots.calibration import calibration_root, write_calibration
     from hotpolicy.robots.servo.bus import ServoBus, Timing
     from hotpolicy.robots.servo.calibrator import Calibrator

@@ -14,10 +14,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hotpolicy.runtime.clock import now
 from hotpolicy.runtime.errors import BusBusy, BusLost, CalibrationError, CameraLost, ConfigError, HotpolicyError
+
+if TYPE_CHECKING:
+    from hotpolicy.launch.profile import ArmProfile
 
 Level = Literal["ok", "warn", "bad"]
 
@@ -217,21 +220,24 @@ def look_at_cameras(wanted: Mapping[str, tuple[str, int, int]], rate_hz: float) 
             yield Finding("cameras", "ok", text)
 
 
-def look_at_motors(port: str, calibration: Path, baudrate: int) -> Iterator[Finding]:
-    """The arm of a profile: on its port, whole, calibrated as its file says, without faults. It does not move."""
+def look_at_motors(profile: ArmProfile) -> Iterator[Finding]:
+    """An arm of a profile: on its port, whole, calibrated as its file says, without faults. It does not move."""
+    from hotpolicy.robots.arms.catalogue import ARMS
     from hotpolicy.robots.servo.arm import connect
     from hotpolicy.robots.servo.bus import Timing
 
+    port, kind = profile.port, profile.kind
+    timing = Timing(baud=profile.baudrate, margin_ms=50.0, budget_ms=500.0)
     try:
-        arm = connect(port, calibration, timing=Timing(baud=baudrate, margin_ms=50.0, budget_ms=500.0))
+        arm = connect(port, profile.calibration, table=ARMS[kind], timing=timing)
     except BusBusy as error:
         yield Finding("motors", "bad", str(error), "end that program first")
     except BusLost as error:
         yield Finding("motors", "bad", str(error), "plug it in, and set arm.port in the profile: ls /dev/serial/by-id")
     except CalibrationError as error:
-        yield Finding("motors", "bad", str(error), f"hotpolicy calibrate --port {port} --arm ARM --id NAME")
+        yield Finding("motors", "bad", str(error), f"hotpolicy calibrate --port {port} --arm {kind} --id NAME")
     except HotpolicyError as error:
-        mend = f"check power and cables; a new servo: hotpolicy setup-motors --port {port} --arm ARM"
+        mend = f"check power and cables; a new servo: hotpolicy setup-motors --port {port} --arm {kind}"
         yield Finding("motors", "bad", str(error), mend)
     else:
         try:
@@ -243,7 +249,9 @@ def look_at_motors(port: str, calibration: Path, baudrate: int) -> Iterator[Find
         for joint, names in faults.items():
             yield Finding("motors", "bad", f"{joint}: {', '.join(names)}", "switch its power off and on, let it cool")
         if not faults:
-            yield Finding("motors", "ok", f"{port}: {len(arm.table.servos)} servos, calibrated as {calibration}")
+            yield Finding(
+                "motors", "ok", f"{port}: {len(arm.table.servos)} servos, calibrated as {profile.calibration}"
+            )
 
 
 def _latency_ms(file: Path) -> int | None:

@@ -49,15 +49,15 @@ def examine(robot: str | None, store: Path) -> Iterator[checkup.Finding]:
     if profile is None:
         yield from checkup.look_at_ports()
     yield from checkup.look_for_modem_manager()
-    if profile is not None:
-        yield from checkup.look_at_motors(profile.port, profile.calibration, profile.baudrate)
+    for arm in profile.arms if profile else ():
+        yield from checkup.look_at_motors(arm)
     yield from checkup.look_at_cameras(*_cameras(profile))
 
 
 def _cameras(profile: Profile | None) -> tuple[dict[str, tuple[str, int, int]], float]:
-    """Those of the profile, but for a simulator's; without a profile, whatever is plugged in."""
+    """Those that OpenCV opens for the profile; without a profile, whatever is plugged in."""
     if profile is None:
         devices = sorted(str(device) for device in Path("/dev").glob("video*"))
         return {Path(device).name: (device, *GUESS) for device in devices}, GUESS_HZ
-    real = [camera for camera in profile.cameras if camera.source != "world"]
+    real = [camera for camera in profile.cameras if camera.source not in ("world", "arm") and not camera.plugin]
     return {camera.name: (camera.source, camera.height, camera.width) for camera in real}, profile.rate_hz

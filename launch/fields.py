@@ -100,6 +100,15 @@ class Fields:
             raise self.error(key, "a list of texts", value)
         return tuple(value)
 
+    def options(self, key: str) -> dict[str, Any]:
+        """A section that somebody else reads: taken as it is, and empty when it is not there."""
+        if not self.has(key):
+            return {}
+        value = self._take(key, "a section")
+        if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+            raise self.error(key, "a mapping of names to values", value)
+        return value
+
     def left(self) -> tuple[str, ...]:
         """Those not read yet, in the order of the file."""
         return tuple(self._left)

@@ -60,7 +60,7 @@ class Station:
 
     def __init__(self, folder: Path, number: int, endpoint: str, control: str, log: list[Answer]):
         self.profile = virtual_profile(folder, number, endpoint, control)
-        arguments = ["virtual-arm", "--port-link", self.profile.port, "--world", str(self.profile.world)]
+        arguments = ["virtual-arm", "--port-link", self.profile.arms[0].port, "--world", str(self.profile.world)]
         self.child = Child(f"virtual arm {number}", arguments, folder / f"arm{number}.log")
         self._log = log
         self._rig: Rig | None = None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hotpolicy.launch.fields import Fields
+from hotpolicy.robots.plugins import PluginUse
 from hotpolicy.runtime.errors import CalibrationError, ConfigError
 from hotpolicy.runtime.messages import CameraSpec, Joint, RobotSpec
 
@@ -42,9 +44,10 @@ class ArmProfile:
 @dataclass(frozen=True, slots=True)
 class CameraProfile:
     name: str
-    source: str  # "world" for the virtual arm's camera, else a device such as /dev/v4l/by-id/...
+    source: str  # "world" for the virtual arm's camera, "arm" for an arm's own, else a device, file or URL
     height: int  # pixels
     width: int
+    plugin: PluginUse | None = None  # a camera of another package; `source` is then its name
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +57,9 @@ class Profile:
     file: Path
     name: str
     rate_hz: float  # control ticks per second
-    kind: str  # of the arm, or of the left one of two; so are the next three
-    port: str  # serial device, best by its stable name
-    baudrate: int
-    calibration: Path
-    right: ArmProfile | None  # the other arm of a pair, whose joints are named left_... and right_...
+    arms: tuple[ArmProfile, ...]  # one; or left and right of a pair, with joints left_... and right_...; or a plug-in's
+    plugin: PluginUse | None  # an arm of another package; there are no `arms` then
+    teleoperators: Mapping[str, PluginUse]  # of other packages, by plug-in name
     joints: tuple[JointProfile, ...]
     cameras: tuple[CameraProfile, ...]
     watchdog_s: float  # without a fresh action for this long the arm holds
@@ -94,17 +95,14 @@ def load_profile(name: str | Path) -> Profile:
     file = find_profile(str(name))
     fields = Fields.read(file)
     section, server = fields.section("arm"), fields.section("server")
-    pair = section.has("left")
-    arm = _arm(file, section.section("left") if pair else section)
+    plugin = _plugin(section)
     profile = Profile(
         file=file,
         name=fields.text("name"),
         rate_hz=fields.number("rate_hz", above=0, at_most=1000, unit="Hz"),
-        kind=arm.kind,
-        port=arm.port,
-        baudrate=arm.baudrate,
-        calibration=arm.calibration,
-        right=_arm(file, section.section("right")) if pair else None,
+        arms=() if plugin else _arms(file, section),
+        plugin=plugin,
+        teleoperators=_teleoperators(fields),
         joints=_joints(fields.section("joints")),
         cameras=_cameras(fields.section("cameras")),
         watchdog_s=fields.number("watchdog_s", above=0, at_most=10, unit="s"),
@@ -117,6 +115,24 @@ def load_profile(name: str | Path) -> Profile:
     if profile.world is None and any(camera.source == "world" for camera in profile.cameras):
         raise ConfigError(f"{file}: world: missing, expected the simulator's socket as a camera's source is 'world'")
     return profile
+
+
+def _plugin(fields: Fields) -> PluginUse | None:
+    return PluginUse(fields.text("plugin"), fields.options("options")) if fields.has("plugin") else None
+
+
+def _teleoperators(fields: Fields) -> dict[str, PluginUse]:
+    """Options of teleoperator plug-ins, each under its plug-in's name."""
+    if not fields.has("teleoperators"):
+        return {}
+    section = fields.section("teleoperators")
+    return {name: PluginUse(name, section.options(name)) for name in section.left()}
+
+
+def _arms(file: Path, section: Fields) -> tuple[ArmProfile, ...]:
+    if not section.has("left"):
+        return (_arm(file, section),)
+    return (_arm(file, section.section("left")), _arm(file, section.section("right")))
 
 
 def _arm(file: Path, arm: Fields) -> ArmProfile:
@@ -177,8 +193,9 @@ def _joints(fields: Fields) -> tuple[JointProfile, ...]:
 def _cameras(fields: Fields) -> tuple[CameraProfile, ...]:
     cameras = []
     for name, camera in fields.sections():
-        source = camera.text("source")
-        size = [camera.whole(key, above=7, at_most=4096) for key in ("height", "width")]
-        cameras.append(CameraProfile(name, source, *size))
+        plugin = _plugin(camera)
+        source = plugin.name if plugin else camera.text("source")
+        height, width = (camera.whole(key, above=7, at_most=4096) for key in ("height", "width"))
+        cameras.append(CameraProfile(name, source, height, width, plugin))
         camera.done()
     return tuple(cameras)

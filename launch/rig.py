@@ -15,7 +15,8 @@ from hotpolicy.robots.bimanual import BimanualArm
 from hotpolicy.robots.feed import Feed
 from hotpolicy.robots.limits import JointLimit, LimitedArm, Limits
 from hotpolicy.robots.loop import ControlLoop, EpisodeReport, Pacer
-from hotpolicy.robots.robot import Camera
+from hotpolicy.robots.plugins import Seeing, make_arm, make_camera
+from hotpolicy.robots.robot import Arm, Camera
 from hotpolicy.robots.servo.arm import ServoArm, connect
 from hotpolicy.robots.servo.bus import Timing
 from hotpolicy.robots.sim.client import LockStep, VirtualCamera, VirtualWorld
@@ -23,7 +24,7 @@ from hotpolicy.robots.sim.tasks import Task
 from hotpolicy.robots.sources import Source
 from hotpolicy.runtime.clock import Rate
 from hotpolicy.runtime.errors import ConfigError
-from hotpolicy.runtime.messages import RobotSpec
+from hotpolicy.runtime.messages import CameraSpec, RobotSpec
 
 DEFAULT_EPISODE_S = 30.0
 
@@ -51,7 +52,7 @@ class Rig:
                 undo.callback(world.close)
             cameras = []
             for camera in profile.cameras:
-                cameras.append(_camera(camera, world))
+                cameras.append(_camera(camera, world, bare))
                 undo.callback(cameras[-1].close)
             arm = LimitedArm(bare, limits_of(profile))
             pacer: Pacer = (
@@ -113,33 +114,38 @@ def limits_of(profile: Profile) -> Limits:
 
 def virtual_profile(folder: Path, number: int, endpoint: str, control: str) -> Profile:
     """The shipped virtual arm, with port and sockets of its own in `folder`, so that several can run at once."""
+    shipped = load_profile("virtual_so101")
     return replace(
-        load_profile("virtual_so101"),
-        port=str(folder / f"arm{number}"),
+        shipped,
+        arms=(replace(shipped.arms[0], port=str(folder / f"arm{number}")),),
         world=f"ipc://{folder}/arm{number}.world",
         endpoint=endpoint,
         control=control,
     )
 
 
-def _connect(profile: Profile, undo: ExitStack) -> ServoArm | BimanualArm:
+def _connect(profile: Profile, undo: ExitStack) -> Arm:
     """The arm, or both; whoever unwinds `undo` closes them."""
 
-    def one(arm: ArmProfile, spec: RobotSpec | None) -> ServoArm:
-        opened = connect(arm.port, arm.calibration, table=ARMS[arm.kind], spec=spec, timing=_timing(arm))
-        undo.callback(opened.close)
-        return opened
+    def opened(arm: ArmProfile, spec: RobotSpec | None) -> ServoArm:
+        one = connect(arm.port, arm.calibration, table=ARMS[arm.kind], spec=spec, timing=_timing(arm))
+        undo.callback(one.close)
+        return one
 
-    left = ArmProfile(profile.kind, profile.port, profile.baudrate, profile.calibration)
-    if profile.right is None:
-        return one(left, profile.spec)
-    return BimanualArm(one(left, None), one(profile.right, None), profile.spec)
+    if profile.plugin is not None:
+        made = make_arm(profile.plugin, profile.spec)
+        undo.callback(made.close)
+        return made
+    if len(profile.arms) == 1:
+        return opened(profile.arms[0], profile.spec)
+    left, right = (opened(arm, None) for arm in profile.arms)
+    return BimanualArm(left, right, profile.spec)
 
 
-def _arrived(arm: ServoArm | BimanualArm) -> Callable[[], object]:
+def _arrived(arm: Arm) -> Callable[[], object]:
     """Comes back when the servos have taken what was sent: they answer in order."""
-    if isinstance(arm, BimanualArm):
-        raise ConfigError("world: a simulator in lock-step has one arm, this profile has two")
+    if not isinstance(arm, ServoArm):
+        raise ConfigError("world: a simulator in lock-step has one arm of servos, this profile has another")
     return lambda: arm.bus.ping(arm.table.joints[0].id)
 
 
@@ -151,7 +157,14 @@ def _timing(arm: ArmProfile) -> Timing:
     return Timing(baud=arm.baudrate)
 
 
-def _camera(camera: CameraProfile, world: VirtualWorld | None) -> Camera:
+def _camera(camera: CameraProfile, world: VirtualWorld | None, arm: Arm) -> Camera:
+    spec = CameraSpec(camera.name, camera.height, camera.width)
+    if camera.plugin is not None:
+        return make_camera(camera.plugin, spec)
+    if camera.source == "arm":
+        if not isinstance(arm, Seeing):
+            raise ConfigError(f"cameras.{camera.name}.source: 'arm' is for arms that bring cameras, this has none")
+        return arm.camera(spec)
     if camera.source == "world":
         if world is None:
             raise ConfigError(f"cameras.{camera.name}.source: 'world' is for virtual arms, this profile has none")

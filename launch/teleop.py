@@ -46,7 +46,12 @@ def operator(rig: Rig, teleop: str) -> Operator:
         for keys, meaning in legend(rig.profile.spec):
             typer.echo(f"  {keys:<10}  {meaning}", err=True)
         return person
-    raise ConfigError(f"teleop: expected scripted or keyboard, got {teleop!r}")
+    from hotpolicy.robots.plugins import PluginUse, available, make_operator
+
+    if teleop in available("teleoperators"):
+        return make_operator(rig.profile.teleoperators.get(teleop, PluginUse(teleop, {})), rig.profile.spec)
+    others = "".join(f", {name}" for name in available("teleoperators"))
+    raise ConfigError(f"teleop: expected scripted, keyboard{others}, got {teleop!r}")
 
 
 def collect(rig: Rig, recorder: Recorder, teleop: str, tasks: Sequence[str], wanted: int, seed: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,7 +53,7 @@ def virtual_arm(
         raise ConfigError(f"{profile.file}: cameras: the virtual arm has one square camera, got {sorted(sizes)}")
     config = VirtualArmConfig(
         world=endpoint,
-        link=port_link or Path(profile.port),
+        link=port_link or Path(profile.arms[0].port),
         paced=paced,
         realtime=realtime,
         image_size=size[0],
@@ -63,18 +64,15 @@ def virtual_arm(
 
 def serve_bare(profile: Profile, port_link: Path | None, paced: bool, faults: tuple[Fault, ...]) -> None:
     """The servos of the profile's arm, or of both, each on a port of its own, until Ctrl-C."""
-    from hotpolicy.launch.profile import ArmProfile
     from hotpolicy.robots.arms.catalogue import ARMS
     from hotpolicy.robots.calibration import read_calibration
     from hotpolicy.robots.sim.bare_arm import BareArm, serve_bare_arms
 
-    if profile.right is not None and port_link is not None:
+    if len(profile.arms) > 1 and port_link is not None:
         raise ConfigError("--port-link: one name cannot stand for the ports of two arms; give them in the profile")
     arms = []
-    left = ArmProfile(profile.kind, str(port_link or profile.port), profile.baudrate, profile.calibration)
-    for arm in (left, profile.right):
-        if arm is None:
-            continue
+    for shown in profile.arms:
+        arm = replace(shown, port=str(port_link)) if port_link else shown
         if arm.port.startswith("/dev/"):
             raise ConfigError(f"{profile.file}: port: {arm.port} is a place for real arms; give --port-link")
         calibration = read_calibration(arm.calibration)

@@ -36,16 +36,15 @@ def pair(data):
 
 def test_a_profile_names_its_arm():
     profile = load_profile("virtual_koch")
-    table = ARMS[profile.kind]
+    table = ARMS[profile.arms[0].kind]
     assert [joint.name for joint in profile.joints] == [row.name for row in table.joints]
-    assert (profile.right, profile.world, profile.baudrate) == (None, None, 1_000_000)
-    assert load_profile("virtual_so101").kind == "so101_follower"
+    assert (len(profile.arms), profile.world, profile.arms[0].baudrate) == (1, None, 1_000_000)
+    assert load_profile("virtual_so101").arms[0].kind == "so101_follower"
 
 
 def test_a_profile_of_two_arms(tmp_path):
     profile = load_profile(write(tmp_path, pair))
-    assert profile.right is not None
-    assert (profile.port, profile.right.port) == (f"{tmp_path}/arm-left", f"{tmp_path}/arm-right")
+    assert tuple(arm.port for arm in profile.arms) == (f"{tmp_path}/arm-left", f"{tmp_path}/arm-right")
     assert profile.spec.joints[11].name == "right_gripper.pos"
 
 

@@ -9,7 +9,7 @@ import pytest
 from calling import call
 
 from hotpolicy.launch.calibrate import guide
-from hotpolicy.robots.arms import ARMS, arm_table
+from hotpolicy.robots.arms.catalogue import ARMS, arm_table
 from hotpolicy.robots.arms.koch import KOCH_LEADER
 from hotpolicy.robots.arms.so import SO101_FOLLOWER, SO101_LEADER
 from hotpolicy.robots.calibration import JointCalibration, find_calibration, read_calibration, whose, write_calibration

@@ -75,7 +75,7 @@ def test_a_child_that_is_never_ready_is_given_up(tmp_path):
     from hotpolicy.launch.rig import virtual_profile
 
     profile = virtual_profile(tmp_path, 0, "ipc:///x", "ipc:///x.c")
-    arguments = ["virtual-arm", "--port-link", profile.port, "--world", str(profile.world)]
+    arguments = ["virtual-arm", "--port-link", profile.arms[0].port, "--world", str(profile.world)]
     with Child("arm", arguments, tmp_path / "log") as child, pytest.raises(ConfigError, match=r"not ready after 0 s"):
         child.wait_ready(timeout_s=0.01)
 

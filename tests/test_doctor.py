@@ -12,6 +12,7 @@ import pytest
 from calling import call
 
 from hotpolicy.launch import checkup
+from hotpolicy.launch.profile import ArmProfile
 from hotpolicy.launch.versions import SHIPPED, open_store
 from hotpolicy.robots.arms.so import SO101_FOLLOWER
 from hotpolicy.robots.calibration import JointCalibration, write_calibration
@@ -141,17 +142,21 @@ def test_motors(tmp_path):
     file = tmp_path / "blue.json"
     write_calibration(file, CALIBRATION)
     virtual = VirtualBus.from_calibration(CALIBRATION)
+
+    def look(port=str(tmp_path / "arm")):
+        return only(checkup.look_at_motors(ArmProfile("so101_follower", port, 1_000_000, file)))
+
     with serve(virtual, VirtualPort(tmp_path / "arm")) as port:
-        assert only(checkup.look_at_motors(port.path, file, 1_000_000)).text.startswith(f"{port.path}: 6 servos")
+        assert look().text.startswith(f"{port.path}: 6 servos")
         virtual.servos[2].errors = 0x20
-        found = only(checkup.look_at_motors(port.path, file, 1_000_000))
+        found = look()
         assert (found.level, found.text) == ("bad", "elbow_flex.pos: overload")
         virtual.servos[2].errors = 0
         write_calibration(file, {**CALIBRATION, "gripper": JointCalibration(6, 0, 61, 1000, 3000)})
-        assert only(checkup.look_at_motors(port.path, file, 1_000_000)).mend.startswith("hotpolicy calibrate")
+        assert look().mend.startswith("hotpolicy calibrate")
         virtual.inject("silent", id=4)
-        assert "setup-motors" in only(checkup.look_at_motors(port.path, file, 1_000_000)).mend
-    assert "ls /dev/serial/by-id" in only(checkup.look_at_motors(str(tmp_path / "none"), file, 1_000_000)).mend
+        assert "setup-motors" in look().mend
+    assert "ls /dev/serial/by-id" in look(str(tmp_path / "none")).mend
 
 
 # Cameras --------------------------------------------------------------------------------------------------------------

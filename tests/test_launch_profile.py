@@ -27,7 +27,7 @@ def test_virtual_arm() -> None:
 
 def test_limits_of_the_virtual_arm_lie_within_its_calibration() -> None:
     profile = load_profile("virtual_so101")
-    calibration = json.loads(profile.calibration.read_text())
+    calibration = json.loads(profile.arms[0].calibration.read_text())
     assert [entry["id"] for entry in calibration.values()] == [1, 2, 3, 4, 5, 6]
     for joint in profile.joints:
         span = calibration[joint.name]["range_max"] - calibration[joint.name]["range_min"]
@@ -52,7 +52,7 @@ def test_metal_arm_with_calibration(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     calibration.parent.mkdir(parents=True)
     calibration.write_text("{}")
     profile = load_profile("so101")
-    assert (profile.calibration, profile.world) == (calibration, None)
+    assert (profile.arms[0].calibration, profile.world) == (calibration, None)
     assert profile.joints[0].max_lead == 30.0
 
 

@@ -87,6 +87,7 @@ def test_record_by_keyboard(folder: Path, robot: Path, arm: None) -> None:
         assert process.stderr is not None
         while "touch the red cube" not in process.stderr.readline():
             pass  # the picture begins
+        time.sleep(0.5)  # and the episode with it: a key from before it would not count
         for key in (b"q", b"q", b"\x1b[C", b"\x1b"):
             os.write(person, key)
             time.sleep(0.3)  # a person's pace, three ticks

@@ -23,7 +23,9 @@ SIX = range(1, 7)
 def start(folder, *more: str) -> Child:
     profile = virtual_profile(folder, 0, "ipc:///nowhere", "ipc:///nowhere.control")
     child = Child(
-        "virtual arm", ["virtual-arm", "--port-link", profile.port, "--world", profile.world, *more], folder / "log"
+        "virtual arm",
+        ["virtual-arm", "--port-link", profile.arms[0].port, "--world", profile.world, *more],
+        folder / "log",
     )
     child.wait_ready()
     return child
