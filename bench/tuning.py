@@ -28,7 +28,7 @@ from hotpolicy.finetune.trainer import Progress, Trainer
 from hotpolicy.launch.nano import SHIPPED
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.chain import resolve
-from hotpolicy.runtime.engine.torch_engine import build_model, tensors_from_numpy
+from hotpolicy.runtime.engine.torch_weights import build_model, tensors_from_numpy
 from hotpolicy.runtime.transforms import Transforms
 
 SUBJECTS = {

@@ -22,7 +22,7 @@ from hotpolicy.finetune.lessons import Lessons
 from hotpolicy.finetune.settings import TuneConfig
 from hotpolicy.finetune.strategy import Stage, strategy
 from hotpolicy.runtime.clock import now
-from hotpolicy.runtime.engine.torch_engine import apply_delta
+from hotpolicy.runtime.engine.torch_weights import apply_delta
 from hotpolicy.runtime.errors import TuningError
 from hotpolicy.runtime.messages import RobotSpec
 from hotpolicy.runtime.model.pi0 import Pi0, sample_times

@@ -24,7 +24,8 @@ from hotpolicy.runtime.chain import resolve
 from hotpolicy.runtime.digest import file_sha256
 from hotpolicy.runtime.engine.onnx_engine import OnnxEngine
 from hotpolicy.runtime.engine.onnx_session import OnnxOptions
-from hotpolicy.runtime.engine.torch_engine import TorchEngine, build_model, tensors_from_numpy
+from hotpolicy.runtime.engine.torch_engine import TorchEngine
+from hotpolicy.runtime.engine.torch_weights import build_model, tensors_from_numpy
 from hotpolicy.runtime.errors import BundleError, ConfigError
 from hotpolicy.runtime.exported import KIND, SCHEMA, Exported, GraphName, prefix_digest, to_json
 from hotpolicy.runtime.golden import Golden

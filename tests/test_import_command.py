@@ -20,13 +20,13 @@ from hotpolicy.runtime.checkpoint.coverage import account
 from hotpolicy.runtime.checkpoint.importer import Extras, import_checkpoint, read_checkpoint
 from hotpolicy.runtime.checkpoint.settings import Settings, Stated, resolve
 from hotpolicy.runtime.checkpoint.sizes import Heads, infer_config
-from hotpolicy.runtime.checkpoint.tensor_file import Entry
 from hotpolicy.runtime.client import PolicyClient
 from hotpolicy.runtime.errors import BundleError, ConfigError
 from hotpolicy.runtime.model.pi0 import PI0, PI05, Pi0Config
 from hotpolicy.runtime.model.weights import EMBEDDING, published_to_ours
 from hotpolicy.runtime.policy import load_policy
 from hotpolicy.runtime.store import Store
+from hotpolicy.runtime.tensor_file import Entry
 
 # What openpi's training configurations say: family -> horizon, tokens, normalisation, prompt.
 PUBLISHED = {

@@ -12,7 +12,7 @@ from hotpolicy.finetune.recorder import Recorder
 from hotpolicy.finetune.replay import FILE, rehearsal_bytes
 from hotpolicy.finetune.samples import Samples, join, of_episode
 from hotpolicy.runtime.bundle import Bundle, seal
-from hotpolicy.runtime.engine.torch_engine import build_model, tensors_from_numpy
+from hotpolicy.runtime.engine.torch_weights import build_model, tensors_from_numpy
 from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.messages import CameraSpec, Joint, RobotSpec
 from hotpolicy.runtime.model.pi0 import GemmaConfig, Pi0, Pi0Config

@@ -21,11 +21,11 @@ from hotpolicy.runtime.checkpoint.layout import Source, find_source, refuse_fore
 from hotpolicy.runtime.checkpoint.settings import Resolved, Settings, Stated, resolve
 from hotpolicy.runtime.checkpoint.sizes import infer_config
 from hotpolicy.runtime.checkpoint.stats import Line, Stats, line, read_stats
-from hotpolicy.runtime.checkpoint.tensor_file import Renamed, TensorFile
 from hotpolicy.runtime.errors import BundleError
 from hotpolicy.runtime.messages import RobotSpec
 from hotpolicy.runtime.model.pi0 import Pi0Config
 from hotpolicy.runtime.model.weights import Plan, published_to_ours
+from hotpolicy.runtime.tensor_file import Renamed, TensorFile
 from hotpolicy.runtime.tokenizer import WHERE
 from hotpolicy.runtime.transforms import Transforms
 
