@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 BITS_PER_BYTE = 10  # 8N1 on the wire
 PROBE_EVERY = 5  # of so many sync reads one begins with a ping to servos that stay silent
 STRANGERS = 5  # of so many strange answers one is reported
-SCAN_WINDOW_S = 0.05  # how long answers to a broadcast ping may trickle in
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +149,11 @@ class ServoBus:
             return Replies(got, tuple(servo for servo in servos if servo not in got))
 
     def scan(self) -> dict[int, int]:
-        """Model numbers of all servos that answer, by id. Takes about a tenth of a second."""
+        """Model numbers of all servos that answer, by id. Takes a tenth of a second, with Dynamixels one."""
         with self._turn:
             question = self.protocol.ping_all()
             self._port.send(question.request)
-            wait = self.timing.wait_s(question.expected, 0) + SCAN_WINDOW_S
+            wait = self.timing.wait_s(question.expected, 0) + self.protocol.scan_s
             raw = self._port.receive(question.expected, wait)
             found = {}
             for servo in sorted(self.protocol.found(raw)):

@@ -41,6 +41,7 @@ class Dynamixel:
 
     name = "Dynamixel 2.0"
     model = (XSERIES["model"].address, XSERIES["model"].size)
+    scan_s = 0.8  # they answer one after another, by id; the vendor's SDK allows 3 ms for each id there can be
 
     def __init__(self, fast: bool = True):
         self._tries = FAST_TRIES if fast else 0

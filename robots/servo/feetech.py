@@ -17,6 +17,7 @@ class Feetech:
 
     name = "Feetech"
     model = (STS3215["model"].address, STS3215["model"].size)
+    scan_s = 0.05
 
     def ping(self, servo: int) -> Question:
         return _question(packets.ping(servo), (servo,), 0)

@@ -38,6 +38,7 @@ class Protocol(typing.Protocol):
 
     name: str
     model: tuple[int, int]  # address and size of the model number, for scans
+    scan_s: float  # how long the answers to `ping_all` may take to come, beside their time on the wire
 
     def ping(self, servo: int) -> Question: ...
 
