@@ -394,6 +394,13 @@ def test_what_is_something_else(make: Callable[[Path], None], words: tuple[str, 
     refused(tmp_path / "thing", tmp_path, *words)
 
 
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    path, settings = write_openpi(tmp_path / "checkpoint", "pi0"), write_settings(tmp_path / "robot.yaml")
+    (tmp_path / "file").touch()
+    with pytest.raises(BundleError, match="file: cannot be written: File exists"):
+        import_checkpoint(read_checkpoint(path), tmp_path / "file", load_settings(None, settings, Flags()), Extras())
+
+
 def test_no_such_path_and_a_file_of_another_kind(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", tmp_path, "no such file or folder")
     (tmp_path / "model.pt").write_bytes(b"")

@@ -76,16 +76,10 @@ def import_checkpoint(checkpoint: Checkpoint, folder: Path, settings: Settings, 
     nothing is left in `folder` then."""
     source, plan = checkpoint.source, checkpoint.plan
     check_complete(source.weights, plan)
-    if source.layout == "lerobot":
-        stated, normalisers = lerobot.read_processors(source)
-    else:
-        stated, normalisers = (
-            openpi.read_config(source) if source.layout == "openpi" else Stated(str(source.weights)),
-            None,
-        )
+    stated, normalisers = _stated(source)
     robot = resolve(settings, stated, plan.pi05)
     config = _config(checkpoint, robot, settings)
-    if sum(robot.acting) > config.action_dim or len(robot.joints) > config.action_dim:
+    if len(robot.joints) > config.action_dim:
         raise BundleError(f"joints: the model has room for {config.action_dim}, the settings have {len(robot.joints)}")
     remarks: list[str] = [settings.note] if settings.note else []
     entry = _transforms(source, robot, config, normalisers, extras, remarks)
@@ -93,28 +87,35 @@ def import_checkpoint(checkpoint: Checkpoint, folder: Path, settings: Settings, 
     spec = RobotSpec(robot.joints, robot.cameras, robot.rate_hz)
     transforms = Transforms.from_dict(entry, _At({TOKENIZER: tokenizer}))
     transforms.check_fits(spec, config.to_dict())  # refused here rather than after writing gigabytes
+    content = {
+        "model": {"family": "pi0", "config": config.to_dict()},
+        "tensors": Renamed(checkpoint.tensors, plan.names),
+        "spec": spec,
+        "transforms": entry,
+        "provenance": {
+            "made_by": "import", "layout": source.layout, "file": source.weights.name, "family": FAMILY[plan.pi05],
+            "settings": settings.origin, "coverage": checkpoint.rows[-1].to_dict(),
+        },
+        "files": {TOKENIZER: tokenizer},
+    }  # fmt: skip
+    try:
+        bundle, certified = _seal(folder, content, extras.try_it)
+    except OSError as error:
+        raise BundleError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    return Imported(bundle, certified, remarks)
+
+
+def _seal(folder: Path, content: Mapping[str, Any], try_it: bool) -> tuple[Bundle, str]:
+    """A bundle gets its place only when it is certified."""
     folder.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=".import-", dir=folder))
-    try:  # it gets its place only when it is certified
-        bundle = seal(
-            fresh,
-            kind="full",
-            parent=None,
-            model={"family": "pi0", "config": config.to_dict()},
-            tensors=Renamed(checkpoint.tensors, plan.names),
-            spec=spec,
-            transforms=entry,
-            provenance={
-                "made_by": "import", "layout": source.layout, "file": source.weights.name,
-                "family": FAMILY[plan.pi05], "settings": settings.origin, "coverage": checkpoint.rows[-1].to_dict(),
-            },
-            files={TOKENIZER: tokenizer},
-        )  # fmt: skip
-        certified = certify(bundle, extras.try_it)
+    try:
+        bundle = seal(fresh, kind="full", parent=None, **content)
+        certified = certify(bundle, try_it)
         durable.settle_folder(bundle.folder, folder / bundle.id)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    return Imported(Bundle.open(folder / bundle.id, expect=bundle.id), certified, remarks)
+    return Bundle.open(folder / bundle.id, expect=bundle.id), certified
 
 
 def find_tokenizer(source: Source, extras: Extras) -> Path:
@@ -124,6 +125,12 @@ def find_tokenizer(source: Source, extras: Extras) -> Path:
     if found is None:
         raise BundleError(f"{places[0]}: no tokenizer; give --tokenizer FILE. {WHERE}")
     return found
+
+
+def _stated(source: Source) -> tuple[Stated, lerobot.Normalisers | None]:
+    if source.layout == "lerobot":
+        return lerobot.read_processors(source)
+    return (openpi.read_config(source) if source.layout == "openpi" else Stated(str(source.weights))), None
 
 
 def _config(checkpoint: Checkpoint, robot: Resolved, settings: Settings) -> Pi0Config:
