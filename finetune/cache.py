@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hotpolicy.finetune.frames import Frames
-from hotpolicy.runtime.model.pi0 import Pi0, Pi0Config, Prefix
+from hotpolicy.runtime.model.vla import Prefix, Vla
 
 AT_ONCE = 64  # frames
 
@@ -20,7 +20,7 @@ class Prefixes(Protocol):
 class ComputedPrefixes:
     """The model reads each frame whenever it is asked for; gradients flow where its parameters want them."""
 
-    def __init__(self, model: Pi0, frames: Frames):
+    def __init__(self, model: Vla, frames: Frames):
         self.model, self.frames = model, frames
 
     def take(self, rows: Tensor) -> Prefix:
@@ -32,7 +32,7 @@ class CachedPrefixes:
 
     A frame is one row, so that a batch is gathered in one move."""
 
-    def __init__(self, model: Pi0, frames: Frames):
+    def __init__(self, model: Vla, frames: Frames):
         self._mask = torch.empty(len(frames), 0, dtype=torch.bool)
         self._stored = torch.empty(0)
         with torch.no_grad():
@@ -58,9 +58,8 @@ class CachedPrefixes:
         self._stored[rows, :, :, :, :tokens], self._mask[rows, :tokens] = part, prefix.mask
 
 
-def cache_bytes(config: Pi0Config, frames: Frames) -> int:
-    """What `CachedPrefixes` of these frames will take, in fp32."""
-    cameras, words = frames.images.shape[1], int(frames.token_mask.sum(1).max())
-    tokens = cameras * config.vision.tokens + words
-    language = config.language
-    return len(frames) * 2 * language.layers * language.kv_heads * tokens * language.head_dim * 4
+def cache_bytes(model: Vla, frames: Frames) -> int:
+    """What `CachedPrefixes` of these frames will take: as many times the longest of them."""
+    with torch.no_grad():
+        one = frames.prefix(model, frames.token_mask.sum(1).argmax()[None])
+    return len(frames) * sum(part.numel() * part.element_size() for part in (*one.keys, *one.values))

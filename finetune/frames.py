@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hotpolicy.finetune.samples import Samples
 from hotpolicy.runtime.errors import BadRequest, DatasetError
-from hotpolicy.runtime.model.pi0 import Pi0, Prefix
+from hotpolicy.runtime.model.vla import Prefix, Vla
 from hotpolicy.runtime.transforms import Transforms
 
 
@@ -50,7 +50,7 @@ class Frames:
             tasks=tasks,
         )
 
-    def prefix(self, model: Pi0, rows: Tensor) -> Prefix:
+    def prefix(self, model: Vla, rows: Tensor) -> Prefix:
         images = self.images[rows]
         seen = torch.ones(images.shape[:2], dtype=torch.bool)
         return model.prefix(images, seen, self.tokens[rows], self.token_mask[rows])

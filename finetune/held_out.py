@@ -17,7 +17,7 @@ from hotpolicy.finetune.cache import Prefixes
 from hotpolicy.finetune.frames import Frames
 from hotpolicy.finetune.samples import Samples
 from hotpolicy.runtime.messages import RobotSpec
-from hotpolicy.runtime.model.pi0 import Pi0, Prefix
+from hotpolicy.runtime.model.vla import Prefix, Vla
 from hotpolicy.runtime.transforms import Transforms
 
 LOSS_DRAWS = 8  # of noise and time per frame
@@ -54,7 +54,7 @@ class HeldOut:
         self._units = {unit: np.array([joint.unit == unit for joint in spec.joints]) for unit in ("deg", "percent")}
 
     @torch.no_grad()
-    def measure(self, model: Pi0, prefixes: Prefixes) -> dict[str, Figures]:
+    def measure(self, model: Vla, prefixes: Prefixes) -> dict[str, Figures]:
         """Figures per task. `prefixes` are this model's, of these frames."""
         losses, errors = [], []
         for start in range(0, len(self.frames), AT_ONCE):
@@ -66,12 +66,12 @@ class HeldOut:
         tasks = np.array(self.frames.tasks)
         return {str(name): self._figures(loss[tasks == name], error[tasks == name]) for name in np.unique(tasks)}
 
-    def _loss(self, model: Pi0, prefix: Prefix, rows: Tensor) -> np.ndarray:
+    def _loss(self, model: Vla, prefix: Prefix, rows: Tensor) -> np.ndarray:
         times = self._times.expand(len(rows), -1)
         state, actions = self.frames.state[rows], self.frames.actions[rows]
         return np.asarray(model.flow_loss(prefix, state, actions, self._loss_noise[rows], times).mean(1).numpy())
 
-    def _errors(self, model: Pi0, prefix: Prefix, rows: Tensor) -> np.ndarray:
+    def _errors(self, model: Vla, prefix: Prefix, rows: Tensor) -> np.ndarray:
         """(batch, joints) in the joints' units."""
         x, count = self._action_noise[rows], model.config.steps
         for index in range(count):  # as `flow`, for several draws that share a prefix

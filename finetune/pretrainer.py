@@ -17,7 +17,8 @@ from torch import Tensor
 
 from hotpolicy.finetune.ema import Ema
 from hotpolicy.finetune.localise import Babbler, Localiser
-from hotpolicy.runtime.model.pi0 import Pi0, Pi0Config, sample_times
+from hotpolicy.runtime.model.pi0 import Pi0, Pi0Config
+from hotpolicy.runtime.model.vla import sample_times
 from hotpolicy.runtime.tokenizer import WordTokenizer
 from hotpolicy.runtime.transforms import Transforms
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hotpolicy.runtime.errors import ConfigError
-from hotpolicy.runtime.model.pi0 import Pi0, Pi0Config
+from hotpolicy.runtime.model.vla import Vla
 
 NAMES = ("heads", "expert", "top-N", "full", "progressive")
 RATES = {"heads": 1e-3, "expert": 1e-3, "top": 5e-4, "full": 5e-4, "progressive": 1e-3}
@@ -34,14 +34,14 @@ class Stage:
         """Whether K/V of the prefix cannot change, so that computing them once per frame is exact."""
         return not any(group in SIGHT or group.startswith("language") for group in self.rates)
 
-    def learning(self, model: Pi0) -> dict[str, float]:
+    def learning(self, model: Vla) -> dict[str, float]:
         """Parameter name -> multiple of the rate. Parameters that never reach the actions are left out: they would
         only cost memory."""
-        idle = _idle(model.config)
+        idle = model.idle()
         return {
-            name: self.rates[group]
+            name: self.rates[group] * model.pace(group)
             for name, group in model.groups().items()
-            if group in self.rates and not name.startswith(idle)
+            if group in self.rates and name not in idle
         }
 
 
@@ -60,16 +60,17 @@ class Strategy:
         return self.stages[-1]
 
 
-def strategy(name: str, config: Pi0Config) -> Strategy:
-    """Raises ConfigError for a name that is not a strategy of a model of this size."""
-    layers = config.language.layers
-    expert = {"heads": 1.0, **{f"expert.{index}": 1.0 for index in range(config.expert.layers)}}
+def strategy(name: str, model: Vla) -> Strategy:
+    """Raises ConfigError for a name that is not a strategy of this model."""
+    groups = set(model.groups().values())
+    layers = sum(group.startswith("language.") for group in groups)
+    expert = dict.fromkeys((group for group in groups if group == "heads" or group.startswith("expert.")), 1.0)
     if name == "heads":
         return Strategy(name, RATES[name], (Stage(name, 1.0, {"heads": 1.0}),))
     if name == "expert":
         return Strategy(name, RATES[name], (Stage(name, 1.0, expert),))
     if name == "full":
-        return Strategy(name, RATES[name], (Stage(name, 1.0, expert | _language(layers, layers) | _sight(config)),))
+        return Strategy(name, RATES[name], (Stage(name, 1.0, expert | _language(layers, layers) | _sight()),))
     if name == "progressive":
         upper = math.ceil(layers / 2)
         return Strategy(
@@ -78,7 +79,7 @@ def strategy(name: str, config: Pi0Config) -> Strategy:
             (
                 Stage("expert", 0.3, expert),
                 Stage(f"top-{upper}", 0.2, expert | _language(layers, upper, 0.5)),
-                Stage("full", 0.5, expert | _language(layers, layers, 0.5) | _sight(config, 0.5)),
+                Stage("full", 0.5, expert | _language(layers, layers, 0.5) | _sight(0.5)),
             ),
         )
     kind, _, count = name.partition("-")
@@ -91,13 +92,5 @@ def _language(layers: int, upper: int, rate: float = 1.0) -> dict[str, float]:
     return {f"language.{index}": rate for index in range(layers - upper, layers)}
 
 
-def _sight(config: Pi0Config, rate: float = 1.0) -> dict[str, float]:
-    # Embeddings are multiplied by sqrt(width) on their way in: without this they would learn as much faster.
-    return {"vision": rate, "projector": rate, "embedding": rate / math.sqrt(config.language.width)}
-
-
-def _idle(config: Pi0Config) -> tuple[str, ...]:
-    """Beginnings of the names of parameters without any effect: only K/V leave the last language layer."""
-    last = f"language.{config.language.layers - 1}"
-    unused = ("self_attn.q_proj", "self_attn.o_proj", "post_attention_layernorm", "mlp")
-    return ("language_norm", *(f"{last}.{part}." for part in unused))
+def _sight(rate: float = 1.0) -> dict[str, float]:
+    return dict.fromkeys(SIGHT, rate)

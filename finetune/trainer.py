@@ -25,7 +25,7 @@ from hotpolicy.runtime.clock import now
 from hotpolicy.runtime.engine.torch_weights import apply_delta
 from hotpolicy.runtime.errors import TuningError
 from hotpolicy.runtime.messages import RobotSpec
-from hotpolicy.runtime.model.pi0 import Pi0, sample_times
+from hotpolicy.runtime.model.vla import Vla, sample_times
 from hotpolicy.runtime.transforms import Transforms
 
 
@@ -45,7 +45,7 @@ class Progress:
 class Outcome:
     """What a finished run leaves. `model` shares what it did not train with the parent."""
 
-    model: Pi0
+    model: Vla
     learned: tuple[str, ...]  # names of the tensors that were trained
     curves: Curves
     step: int  # whose weights these are
@@ -60,11 +60,11 @@ class Outcome:
 class Trainer:
     """`for progress in trainer.run(): ...`, then `trainer.outcome`."""
 
-    def __init__(self, parent: Pi0, transforms: Transforms, spec: RobotSpec, lessons: Lessons, config: TuneConfig):
+    def __init__(self, parent: Vla, transforms: Transforms, spec: RobotSpec, lessons: Lessons, config: TuneConfig):
         """Raises ConfigError for an unknown strategy, TuningError for a cache that must fit and does not,
         DatasetError for samples that are not this model's."""
         self.config = config
-        self.strategy = strategy(config.strategy, parent.config)
+        self.strategy = strategy(config.strategy, parent)
         self.peak = config.rate or self.strategy.rate
         self.parent, self.model = parent, apply_delta(parent, {})  # frozen parts stay the parent's
         parts = [Frames.encode(part, transforms) for part in (lessons.new, lessons.old) if part is not None]
@@ -148,7 +148,7 @@ class Trainer:
         if not self.stage.frozen_prefix or config.caching == "off":
             return
         needed = sum(
-            cache_bytes(self.model.config, frames)
+            cache_bytes(self.model, frames)
             for frames in (self.frames, *(held.frames for held in self.watched.values()))
         )
         if needed > config.cache_bytes:

@@ -31,7 +31,7 @@ from hotpolicy.runtime.exported import KIND, SCHEMA, Exported, GraphName, prefix
 from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.graph import OPSET, Graph, external_tensor
 from hotpolicy.runtime.manifest import TensorInfo
-from hotpolicy.runtime.model.pi0_graph import head_graph, prefix_graph
+from hotpolicy.runtime.model import graphs as graphs_of
 from hotpolicy.runtime.tokenizer import Inherited
 from hotpolicy.runtime.transforms import Transforms
 
@@ -70,7 +70,8 @@ def _write_graphs(
 ) -> dict[str, Any]:
     """The two graphs and their data -> the manifest's content, without a certificate."""
     config, tip = reference.model.config, chain[-1]
-    graphs: dict[GraphName, Graph] = {"prefix": prefix_graph(config), "head": head_graph(config)}
+    made = graphs_of(reference.model.family)
+    graphs: dict[GraphName, Graph] = {"prefix": made.prefix_graph(config), "head": made.head_graph(config)}
     infos: dict[str, TensorInfo] = {}
     for bundle in chain:
         infos.update(bundle.manifest.tensors)

@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from hotpolicy.runtime.model.pi0 import NANO, PI0, PI05, GemmaConfig, Pi0, Pi0Config, sample_times
+from hotpolicy.runtime.model.pi0 import NANO, PI0, PI05, GemmaConfig, Pi0, Pi0Config
 from hotpolicy.runtime.model.vision import VisionConfig
+from hotpolicy.runtime.model.vla import sample_times
 
 TINY = GemmaConfig(width=32, layers=2, mlp=48, heads=4, kv_heads=2, head_dim=8)
 STEM = Pi0Config(VisionConfig("stem", 32, 32, channels=(8, 8)), TINY, TINY, 64, action_dim=5, horizon=4, steps=3)

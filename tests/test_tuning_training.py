@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from tuning_parts import CONFIG, OLD, SPEC, TRANSFORMS, parent_model, samples
+from tuning_parts import OLD, SPEC, TRANSFORMS, parent_model, samples
 
 from hotpolicy.finetune.cache import CachedPrefixes, ComputedPrefixes, cache_bytes
 from hotpolicy.finetune.frames import Frames
@@ -92,7 +92,7 @@ def test_the_same_seed_gives_the_same_weights() -> None:
 
 def test_weights_without_effect_are_not_trained() -> None:
     model = parent_model()
-    learning = strategy("full", CONFIG).stages[0].learning(model)
+    learning = strategy("full", model).stages[0].learning(model)
     idle = {name for name, _ in model.named_parameters()} - set(learning)
     assert "language_norm.weight" in idle
     assert "language.2.mlp.up_proj.weight" in idle
@@ -108,7 +108,7 @@ def test_cached_prefixes_are_exact_and_give_the_same_run() -> None:
     frames = Frames.encode(LESSONS.new, TRANSFORMS)
     model, rows = parent_model(), torch.tensor([5, 0, 70])
     cached = CachedPrefixes(model, frames)
-    assert cached.bytes == cache_bytes(CONFIG, frames)
+    assert cached.bytes == cache_bytes(model, frames)
     kept, computed = cached.take(rows), ComputedPrefixes(model, frames).take(rows)
     torch.testing.assert_close(kept, computed, rtol=1e-5, atol=1e-6)
     with_cache, without = tune(), tune(config=dataclasses.replace(SHORT, caching="off"))
@@ -177,7 +177,7 @@ def test_held_out_figures_do_not_depend_on_what_came_later() -> None:
 @pytest.mark.parametrize("name", ["everything", "top-0", "top-4", "top-", "lora"])
 def test_unknown_strategies_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="strategy: expected one of heads, expert, top-N, full, progressive"):
-        strategy(name, CONFIG)
+        strategy(name, parent_model())
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"replay": 1.0}, {"rate": "fast"}, {"batch": 2.5}, {"colour": 1}])

@@ -8,14 +8,14 @@ import torch
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.engine import Batch
 from hotpolicy.runtime.engine.torch_weights import apply_delta, build_model, map_tensors
-from hotpolicy.runtime.model.pi0 import Pi0
+from hotpolicy.runtime.model.vla import Vla
 
 
 class TorchEngine:
     """Runs on the CPU in fp32. Threads are the process's (torch.set_num_threads): `serve` sets one, which is the
     fastest for a nano policy beside a busy robot."""
 
-    def __init__(self, model: Pi0):
+    def __init__(self, model: Vla):
         self.model = model.eval()
         self.schedule = model.schedule()  # of these weights: a delta makes another engine
 

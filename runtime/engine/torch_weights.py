@@ -11,20 +11,19 @@ from torch import Tensor
 
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.errors import BundleError
-from hotpolicy.runtime.model.pi0 import Pi0, Pi0Config
+from hotpolicy.runtime.model import family
+from hotpolicy.runtime.model.vla import Vla
 
 
-def build_model(model: Mapping[str, object], tensors: Mapping[str, Tensor]) -> Pi0:
+def build_model(model: Mapping[str, object], tensors: Mapping[str, Tensor]) -> Vla:
     """A manifest's model entry and every one of its tensors -> the model. Raises BundleError for another family,
     a bad configuration, and any tensor that is missing, unknown or of another shape."""
-    if model.get("family") != "pi0":
-        raise BundleError(f"model.family: expected 'pi0', got {model.get('family')!r}")
+    make = family(model.get("family"))
     try:
-        config = Pi0Config.from_dict(model["config"])  # type: ignore[arg-type]
+        with torch.device("meta"):
+            built = make.of(model["config"])  # type: ignore[arg-type]
     except (KeyError, TypeError) as error:
         raise BundleError(f"model.config: {error}") from error
-    with torch.device("meta"):
-        built = Pi0(config)
     expected = dict(built.named_parameters())
     if missing := sorted(set(expected) - set(tensors)):
         raise BundleError(f"tensors: {len(missing)} missing, first {missing[0]!r}")
@@ -37,13 +36,13 @@ def build_model(model: Mapping[str, object], tensors: Mapping[str, Tensor]) -> P
     return built.requires_grad_(False)
 
 
-def apply_delta(parent: Pi0, delta: Mapping[str, Tensor]) -> Pi0:
+def apply_delta(parent: Vla, delta: Mapping[str, Tensor]) -> Vla:
     """Raises BundleError for a tensor the parent does not have."""
     merged: dict[str, Tensor] = {name: parameter.detach() for name, parameter in parent.named_parameters()}
     if unknown := sorted(set(delta) - set(merged)):
         raise BundleError(f"delta: {unknown[0]!r} is not a tensor of the parent")
     merged.update(delta)
-    return build_model({"family": "pi0", "config": parent.config.to_dict()}, merged)
+    return build_model({"family": parent.family, "config": parent.config.to_dict()}, merged)
 
 
 def map_tensors(bundle: Bundle) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ nothing of robots, prompts or files.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
@@ -24,7 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hotpolicy.runtime.model.vision import ConvStem, SiglipTower, VisionConfig
+from hotpolicy.runtime.model.vla import Prefix, Vla
 from hotpolicy.runtime.model.weights import part
+
+# openpi's choice of what bf16 would harm; the heads stay in fp32 as well.
+_IN_FP32 = re.compile(r"(input|post_attention)_layernorm\.|language_norm\.|vision\.((patch|position)_embedding|conv)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +91,6 @@ NANO = Pi0Config(
     steps=8,
     step_embedding=True,
 )
-
-
-class Prefix(NamedTuple):
-    """What the expert needs of one frame. It depends on images and instruction only, so it can be cached."""
-
-    keys: tuple[Tensor, ...]  # per layer (batch, kv_heads, tokens, head_dim)
-    values: tuple[Tensor, ...]
-    mask: Tensor  # (batch, tokens) bool; False for padding and absent cameras
 
 
 class Memory(NamedTuple):
@@ -206,8 +203,11 @@ class GemmaLayer(nn.Module):
         return _residual(x, self.mlp(y), gate)
 
 
-class Pi0(nn.Module):
+class Pi0(Vla):
     """The whole policy network. `prefix` and `step` are apart because serving, export and tuning all cut there."""
+
+    family = "pi0"
+    config: Pi0Config
 
     def __init__(self, config: Pi0Config):
         super().__init__()
@@ -236,10 +236,14 @@ class Pi0(nn.Module):
         if config.step_embedding:
             self.step_embedding = nn.Parameter(torch.randn(config.horizon, expert.width) * 0.1)
 
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Pi0:
+        return cls(Pi0Config.from_dict(config))
+
     # ── prefix ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def prefix(
-        self, images: Tensor, image_mask: Tensor, tokens: Tensor, token_mask: Tensor, packed: bool = True
+        self, images: Tensor, image_mask: Tensor, tokens: Tensor, token_mask: Tensor, *, packed: bool = True
     ) -> Prefix:
         """images (batch, cameras, height, width, 3) uint8, image_mask (batch, cameras) bool,
         tokens (batch, length) int64, token_mask (batch, length) bool.
@@ -284,10 +288,6 @@ class Pi0(nn.Module):
         return Prefix(tuple(keys), tuple(values), mask), hidden
 
     # ── expert ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def step(self, prefix: Prefix, state: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Velocity at x_t (batch, horizon, action_dim) and time t (batch,); state (batch, action_dim)."""
-        return self.velocity(prefix, state, x_t[:, None], t[:, None])[:, 0]
 
     def velocity(self, prefix: Prefix, state: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """As `step` for several draws of noise and time that share one frame's prefix: x_t (batch, draws, horizon,
@@ -392,22 +392,24 @@ class Pi0(nn.Module):
         times = (torch.full((1, 1), 1 - index / count, device=device) for index in range(count))
         return Schedule(tuple(self.moment(t) for t in times))
 
-    def flow_loss(self, prefix: Prefix, state: Tensor, actions: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Squared error of the velocity, (batch, draws): actions (batch, horizon, action_dim),
-        noise (batch, draws, horizon, action_dim), t (batch, draws)."""
-        at = t[..., None, None]
-        target = noise - actions[:, None]
-        predicted = self.velocity(prefix, state, at * noise + (1 - at) * actions[:, None], t)
-        return (predicted - target).pow(2).mean((2, 3))
-
     def groups(self) -> dict[str, str]:
         """Parameter name -> group: vision, projector, embedding, language.<layer>, expert.<layer> or heads."""
         return {name: part(name) for name, _ in self.named_parameters()}
 
+    def idle(self) -> frozenset[str]:
+        """Only K/V leave the last language layer."""
+        last = f"language.{self.config.language.layers - 1}"
+        parts = ("self_attn.q_proj", "self_attn.o_proj", "post_attention_layernorm", "mlp")
+        unused = ("language_norm.", *(f"{last}.{part}." for part in parts))
+        return frozenset(name for name, _ in self.named_parameters() if name.startswith(unused))
 
-def sample_times(shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
-    """Training times: Beta(1.5, 1) * 0.999 + 0.001, mostly near noise, as in pi0. Beta(a, 1) is uniform ** (1/a)."""
-    return torch.rand(shape, generator=generator).pow(1 / 1.5) * 0.999 + 0.001
+    def precise(self) -> frozenset[str]:
+        """Gemma's norms with all that modulates them, the heads, and where pixels come in."""
+        return frozenset(name for name, group in self.groups().items() if group == "heads" or _IN_FP32.search(name))
+
+    def pace(self, group: str) -> float:
+        # Embeddings are multiplied by sqrt(width) on their way in: without this they would learn as much faster.
+        return 1 / math.sqrt(self.config.language.width) if group == "embedding" else 1.0
 
 
 def _layers(modules: nn.ModuleList) -> list[GemmaLayer]:
