@@ -65,7 +65,9 @@ class Play:
         self.control = self._stack.enter_context(ControlClient(self.control_endpoint))
         self.exam = Examiner(self.fleet, self.story, self.seed, self.quick)
         first = self.fleet.stations[0].profile
-        self.story.say(f"{ARMS} virtual arms, each six STS3215 servos on a pseudo-terminal; the first is {first.arms[0].port}")
+        self.story.say(
+            f"{ARMS} virtual arms, each six STS3215 servos on a pseudo-terminal; the first is {first.arms[0].port}"
+        )
         self.story.say(f"policy server on {self.endpoint}, version {self.base[:8]}, engine torch, one thread")
 
     def _serve(self, engine: str) -> Child:

@@ -26,6 +26,7 @@ from hotpolicy.launch.record import record
 from hotpolicy.launch.run import run
 from hotpolicy.launch.serve import serve
 from hotpolicy.launch.session import session
+from hotpolicy.launch.setup_motors import find_port, setup_motors
 from hotpolicy.launch.versions import add, history, rollback, status, swap, versions
 from hotpolicy.launch.virtual_arm import virtual_arm
 from hotpolicy.runtime.errors import HotpolicyError
@@ -72,6 +73,8 @@ VERBS = (
     add,
     export,
     doctor,
+    find_port,
+    setup_motors,
     calibrate,
     virtual_arm,
     demo,
