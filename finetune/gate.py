@@ -136,11 +136,15 @@ def _jerk(spec: RobotSpec, actions: np.ndarray) -> float:
 def _not_better(before: ByTask, after: ByTask) -> list[str]:
     if not after:
         return ["no held-out episode and no trial: nothing shows that the new tasks were learned"]
-    return [
-        f"{task}: held-out action error {after[task].error_deg:.2f} deg, before tuning {before[task].error_deg:.2f}"
-        for task in after
-        if task in before and after[task].error_deg >= before[task].error_deg
-    ]
+    reasons = []
+    for task in after:
+        if task not in before:
+            continue
+        kind, unit = ("error_deg", "deg") if before[task].error_deg else ("error_percent", "percent")  # nothing turns
+        now, was = getattr(after[task], kind), getattr(before[task], kind)
+        if now >= was:
+            reasons.append(f"{task}: held-out action error {now:.2f} {unit}, before tuning {was:.2f}")
+    return reasons
 
 
 def _forgotten(before: ByTask, after: ByTask, bounds: Bounds) -> list[str]:

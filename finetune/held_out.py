@@ -16,7 +16,7 @@ from torch import Tensor
 from hotpolicy.finetune.cache import Prefixes
 from hotpolicy.finetune.frames import Frames
 from hotpolicy.finetune.samples import Samples
-from hotpolicy.runtime.messages import RobotSpec
+from hotpolicy.runtime.messages import Joint, RobotSpec
 from hotpolicy.runtime.model.vla import Prefix, Vla
 from hotpolicy.runtime.transforms import Transforms
 
@@ -24,6 +24,7 @@ LOSS_DRAWS = 8  # of noise and time per frame
 ACTION_DRAWS = 4  # of noise per frame, flowed to an action and averaged
 EXECUTED = 4  # first actions of a chunk that count: a robot asks again before it needs the others
 AT_ONCE = 64  # frames
+TURNS = {"deg": 1.0, "rad": 180 / np.pi}  # units of joints that turn -> degrees in one
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +32,8 @@ class Figures:
     """One task, held out."""
 
     loss: float  # flow loss, in normalised units
-    error_deg: float  # mean |predicted - demonstrated| of the joints in degrees
-    error_percent: float  # the same of the joints in percent (grippers)
+    error_deg: float  # mean |predicted - demonstrated| of the joints that turn; 0: there is none
+    error_percent: float  # the same of the others, of grippers above all, in percent of their range; 0: there is none
     frames: int
 
     def to_dict(self) -> dict[str, float | int]:
@@ -51,7 +52,9 @@ class HeldOut:
         self._loss_noise, self._action_noise = noise[:, :LOSS_DRAWS], noise[:, LOSS_DRAWS:]
         even = (torch.arange(LOSS_DRAWS) + 0.5) / LOSS_DRAWS
         self._times = even.pow(1 / 1.5) * 0.999 + 0.001  # as sample_times makes them of uniform numbers
-        self._units = {unit: np.array([joint.unit == unit for joint in spec.joints]) for unit in ("deg", "percent")}
+        self._turns = np.array([joint.unit in TURNS for joint in spec.joints])
+        scale = [_scale(joint) for joint in spec.joints]  # to degrees, or to percent of the range
+        self._scale = np.array(scale, np.float32)
 
     @torch.no_grad()
     def measure(self, model: Vla, prefixes: Prefixes) -> dict[str, Figures]:
@@ -72,21 +75,26 @@ class HeldOut:
         return np.asarray(model.flow_loss(prefix, state, actions, self._loss_noise[rows], times).mean(1).numpy())
 
     def _errors(self, model: Vla, prefix: Prefix, rows: Tensor) -> np.ndarray:
-        """(batch, joints) in the joints' units."""
+        """(batch, joints) in degrees or percent."""
         x, count = self._action_noise[rows], model.config.steps
         for index in range(count):  # as `flow`, for several draws that share a prefix
             times = torch.full(x.shape[:2], 1 - index / count)
             x = x - model.velocity(prefix, self.frames.state[rows], x, times) / count
         chosen = rows.numpy()
         predicted = self._transforms.decode(x.mean(1).numpy(), self._samples.state[chosen])
-        return np.asarray(np.abs(predicted - self._samples.actions[chosen])[:, :EXECUTED].mean(1))
+        return np.asarray(np.abs(predicted - self._samples.actions[chosen])[:, :EXECUTED].mean(1) * self._scale)
 
     def _figures(self, loss: np.ndarray, error: np.ndarray) -> Figures:
-        def of(unit: str) -> float:
-            joints = self._units[unit]
+        def of(joints: np.ndarray) -> float:
             return float(error[:, joints].mean()) if joints.any() else 0.0
 
-        return Figures(float(loss.mean()), of("deg"), of("percent"), len(loss))
+        return Figures(float(loss.mean()), of(self._turns), of(~self._turns), len(loss))
+
+
+def _scale(joint: Joint) -> float:
+    if joint.unit in TURNS:
+        return TURNS[joint.unit]
+    return 1.0 if joint.unit == "percent" else 100 / (joint.high - joint.low)
 
 
 def badness(before: Mapping[str, Figures], now: Mapping[str, Figures]) -> float:

@@ -16,7 +16,7 @@ class Joint:
     """One entry of the state and action vectors, with LeRobot's name for it."""
 
     name: str  # e.g. "shoulder_pan.pos"
-    unit: str  # "deg" or "percent" (gripper opening)
+    unit: str  # "deg" or "percent" (gripper opening); of imported policies also "rad", "fraction", "m"
     low: float  # in that unit
     high: float
 

@@ -120,3 +120,15 @@ def test_without_trials_the_held_out_error_decides_and_says_so(live, golden):
     found = verdict(live, live, golden, trials=[])
     assert found.passed, found.reasons
     assert found.decided_by == "held-out action error"
+
+
+@pytest.mark.parametrize(("after", "passed"), [(3.0, True), (5.0, False)])
+def test_a_robot_that_turns_nothing_is_judged_by_percent(live, golden, after, passed):
+    course = Curves(
+        train=[1.0, 0.1],
+        evaluations=[Evaluation(step, {"new": figures(0.0, p)}, {}) for step, p in ((0, 5.0), (350, after))],
+    )
+    found = verdict(live, live, golden, trials=[], course=course)
+    assert found.passed is passed
+    if not passed:
+        assert found.reasons == ("new: held-out action error 5.00 percent, before tuning 5.00",)

@@ -174,6 +174,20 @@ def test_held_out_figures_do_not_depend_on_what_came_later() -> None:
     assert first == again
 
 
+def test_figures_are_in_degrees_and_percent_whatever_the_units() -> None:
+    model, few = parent_model(), samples(range(20, 22))
+    plain = HeldOut(few, TRANSFORMS, SPEC)
+    units = ("rad", "m", "fraction")
+    joints = [dataclasses.replace(joint, unit=unit) for joint, unit in zip(SPEC.joints, units, strict=True)]
+    joints[2] = dataclasses.replace(joints[2], low=0, high=1)
+    mixed = HeldOut(few, TRANSFORMS, dataclasses.replace(SPEC, joints=tuple(joints)))
+    prefixes = ComputedPrefixes(model, plain.frames)
+    error = plain._errors(model, prefixes.take(torch.arange(len(few))), torch.arange(len(few))).mean(0)
+    (figures,) = mixed.measure(model, prefixes).values()
+    assert figures.error_deg == pytest.approx(np.rad2deg(error[0]), rel=1e-4)
+    assert figures.error_percent == pytest.approx((error[1] / 1.8 + error[2] * 100) / 2, rel=1e-4)  # of 180 m, and of 1
+
+
 @pytest.mark.parametrize("name", ["everything", "top-0", "top-4", "top-", "lora"])
 def test_unknown_strategies_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="strategy: expected one of heads, expert, top-N, full, progressive"):
