@@ -6,7 +6,7 @@ A format is the pieces of text that are encoded one by one, the first behind the
     pi0           openpi: the instruction cleaned; then, apart, the newline at which the answer starts
     pi0_lerobot   LeRobot: the instruction as it is, and a newline unless it ends in one, in one piece
     pi05          both: "Task: ..., State: ...;\\nAction: ", the state as 256 bins over [-1, 1] per joint
-    pi05_padded   older LeRobot (0.4): as pi05, with the zeros that pad the state among the bins
+    pi05_padded   older LeRobot: as pi05, with the zeros that pad the state among the bins
 
 pi05_libero of openpi is a pi0.5 that was trained on pi0's prompt: its format is pi0, and it does not see its state.
 """
