@@ -47,7 +47,9 @@ def seal_candidate(
 
 def changed_tensors(chain: Sequence[Bundle], outcome: Outcome) -> dict[str, np.ndarray]:
     before = resolve(chain)
-    after = {name: tensor.detach().numpy() for name, tensor in outcome.model.named_parameters()}
+    after = {  # trained in fp32, kept in the precision the version has
+        name: tensor.detach().numpy().astype(before[name].dtype) for name, tensor in outcome.model.named_parameters()
+    }
     return {name: after[name] for name in outcome.learned if not np.array_equal(before[name], after[name])}
 
 

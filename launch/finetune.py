@@ -130,7 +130,7 @@ def tune(
     torch.set_num_threads(threads)
     store = open_store(store_folder)
     chain = store.chain(store.live() if base == "live" else base)
-    live = load_policy(chain)
+    live = load_policy(chain, device="cpu", dtype="fp32", threads=threads)
     engine = live.engine
     assert isinstance(engine, TorchEngine)
     lessons = gather(chain, datasets, seed=config.seed)
@@ -162,7 +162,7 @@ def tune(
         return
     with tempfile.TemporaryDirectory() as scratch:  # a policy is made of a bundle; the one to keep has a verdict in it
         draft = seal_candidate(Path(scratch), chain, outcome, lessons, config)
-        candidate = Policy(draft, TorchEngine(outcome.model.eval()), live.files, live.transforms)
+        candidate = Policy(draft, TorchEngine(outcome.model.eval(), place=engine.place), live.files, live.transforms)
     tried = []
     if trials:
         old = lessons.old.task_names() if lessons.old is not None else ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,7 +31,7 @@ class ServeOptions:
 
     store: Path
     engine: str
-    threads: int
+    own: Mapping[str, Any]  # the engine's options
     config: ServeConfig
 
 
@@ -46,7 +47,17 @@ def serve(
     control: Annotated[
         str | None, typer.Option(help="Control socket. Default: the next port, or the ipc path with .control.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of one inference. Default: 1.")] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="Threads of one inference. Default: 1; for a torch model of 50 M parameters, one per core."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where torch computes: auto, cpu, cuda. Default: auto, CUDA where there is one.")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Precision in torch: auto, fp32, bf16. Default: auto, bf16 where it is fast and was stored."),
+    ] = None,
     max_batch: Annotated[int | None, typer.Option(help="Most robots computed together. Default: 4.")] = None,
     batch_window_ms: Annotated[
         float | None, typer.Option(help="Longest a request waits for a fuller batch, ms. Default: 2.")
@@ -66,6 +77,8 @@ def serve(
         "endpoint": endpoint,
         "control": control,
         "threads": threads,
+        "device": device,
+        "dtype": dtype,
         "max_batch": max_batch,
         "batch_window_ms": batch_window_ms,
         "metrics_port": metrics_port,
@@ -83,12 +96,14 @@ def serve_options(file: Path | None, given: dict[str, Any]) -> ServeOptions:
 
     values = {**(_read(file) if file else {}), **given}
     store, engine = Path(values.pop("store", STORE)), values.pop("engine", "torch")
-    threads = values.pop("threads", 1)
+    own: dict[str, Any] = {name: values.pop(name) for name in ("threads", "device", "dtype") if name in values}
     if engine not in ENGINES:
         raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
-    if not 1 <= threads <= 256:
-        raise ConfigError(f"threads: expected a number from 1 to 256, got {threads}")
-    return ServeOptions(store, engine, threads, ServeConfig(**values))
+    if not 1 <= own.get("threads", 1) <= 256:
+        raise ConfigError(f"threads: expected a number from 1 to 256, got {own['threads']}")
+    if engine != "torch" and (foreign := sorted(own.keys() & {"device", "dtype"})):
+        raise ConfigError(f"{foreign[0]}: an option of the torch engine, the engine is {engine}")
+    return ServeOptions(store, engine, own, ServeConfig(**values))
 
 
 def make_server(options: ServeOptions) -> PolicyServer:
@@ -98,22 +113,19 @@ def make_server(options: ServeOptions) -> PolicyServer:
     from hotpolicy.runtime.server import PolicyServer
     from hotpolicy.runtime.slot import Slot
 
-    own: dict[str, Any] = {}
     if options.engine == "torch":
-        import torch
+        from hotpolicy.runtime.engine.torch_place import TorchOptions
 
-        torch.set_num_threads(options.threads)
-    elif options.engine == "onnx":
-        own["threads"] = options.threads
+        TorchOptions(**options.own)  # a wrong one is not the fault of a version
     store = open_store(options.store)
-    slot = Slot(store, load_with(options.engine, **own))
+    slot = Slot(store, load_with(options.engine, **options.own))
     return PolicyServer(options.config, slot, Control(slot, store))
 
 
 def _read(file: Path) -> dict[str, Any]:
     fields = Fields.read(file)
     found: dict[str, Any] = {}
-    for name in ("store", "engine", "endpoint", "control"):
+    for name in ("store", "engine", "endpoint", "control", "device", "dtype"):
         if fields.has(name):
             found[name] = fields.text(name)
     for name in ("threads", "max_batch", "metrics_port"):

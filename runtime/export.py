@@ -25,6 +25,7 @@ from hotpolicy.runtime.digest import file_sha256
 from hotpolicy.runtime.engine.onnx_engine import OnnxEngine
 from hotpolicy.runtime.engine.onnx_session import OnnxOptions
 from hotpolicy.runtime.engine.torch_engine import TorchEngine
+from hotpolicy.runtime.engine.torch_place import TorchOptions
 from hotpolicy.runtime.engine.torch_weights import build_model, tensors_from_numpy
 from hotpolicy.runtime.errors import BundleError, ConfigError
 from hotpolicy.runtime.exported import KIND, SCHEMA, Exported, GraphName, prefix_digest, to_json
@@ -47,7 +48,8 @@ def export(chain: Sequence[Bundle], out: Path | str, tolerance: float = TOLERANC
     if out.exists():
         raise ConfigError(f"out: expected a folder that does not exist, {out} does")
     tensors = resolve(chain)
-    reference = TorchEngine(build_model(chain[-1].manifest.model, tensors_from_numpy(tensors)))
+    exact = TorchOptions(device="cpu", dtype="fp32")
+    reference = TorchEngine(build_model(chain[-1].manifest.model, tensors_from_numpy(tensors)), exact)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=".export-", dir=out.parent))

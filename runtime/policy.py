@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -57,9 +58,9 @@ class Policy:
         return self.transforms if same and not brought else None
 
 
-def load_policy(chain: Sequence[Bundle], engine: str = "torch") -> Policy:
-    """A full bundle and the deltas on it, oldest first -> the policy of the last one."""
-    policy = Policy(chain[0], load_engine(engine, chain[0]))
+def load_policy(chain: Sequence[Bundle], engine: str = "torch", **options: Any) -> Policy:
+    """A full bundle and the deltas on it, oldest first -> the policy of the last one. `options` are the engine's."""
+    policy = Policy(chain[0], load_engine(engine, chain[0], **options))
     for delta in chain[1:]:
         policy = policy.derive(delta)
     return policy

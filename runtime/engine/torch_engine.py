@@ -2,38 +2,81 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.engine import Batch
+from hotpolicy.runtime.engine.torch_graphs import CudaRecorder, Inputs, Recordings
+from hotpolicy.runtime.engine.torch_place import Place, TorchOptions
 from hotpolicy.runtime.engine.torch_weights import apply_delta, build_model, map_tensors
 from hotpolicy.runtime.model.vla import Vla
 
+BUCKET = 64  # tokens: on a GPU text is as long as a multiple of this, so that few shapes are recorded
+
 
 class TorchEngine:
-    """Runs on the CPU in fp32. Threads are the process's (torch.set_num_threads): `serve` sets one, which is the
-    fastest for a nano policy beside a busy robot."""
+    """One version of the weights at its place, with what depends on nothing else computed once.
 
-    def __init__(self, model: Vla):
-        self.model = model.eval()
-        self.schedule = model.schedule()  # of these weights: a delta makes another engine
+    All its computing, from the first golden observation to the last request, is done by one thread of its own: torch
+    keeps a pool of threads for every thread that computes, and a CUDA graph is replayed where it was recorded. The
+    first answer at a shape warms it up (and on CUDA records it); a version is asked for its golden or blank
+    observations before it may go live, and the server asks the live one before it is ready.
+
+    Threads, measured (bench/RESULTS.md): THREADS_NOTE
+
+    CUDA was never run."""
+
+    def __init__(self, model: Vla, options: TorchOptions | None = None, place: Place | None = None):
+        """`place` is that of the version this one is a delta on. Raises ConfigError for a device that is not there."""
+        self.place = place or Place.choose(options or TorchOptions(), model)
+        self.model = self.place.settle(model.eval())
+        self._thread = ThreadPoolExecutor(1, "torch-engine", torch.set_num_threads, (self.place.threads,))
+        self.schedule: Any = self._thread.submit(
+            self.model.schedule
+        ).result()  # of these weights: a delta makes another
+        recorded = self.place.device.type == "cuda"
+        self._recordings = Recordings(self.model, self.schedule, CudaRecorder()) if recorded else None
 
     @classmethod
-    def load(cls, bundle: Bundle) -> TorchEngine:
-        return cls(build_model(bundle.manifest.model, map_tensors(bundle)))
+    def load(cls, bundle: Bundle, **given: Any) -> TorchEngine:
+        """A full bundle, with TorchOptions by name. Raises BundleError, ConfigError."""
+        options = TorchOptions(**given)
+        return cls(build_model(bundle.manifest.model, map_tensors(bundle)), options)
 
     def derive(self, bundle: Bundle) -> TorchEngine:
         """A second model that shares this one's storage wherever the delta says nothing."""
-        return TorchEngine(apply_delta(self.model, map_tensors(bundle)))
+        return TorchEngine(apply_delta(self.model, map_tensors(bundle)), place=self.place)
+
+    def infer(self, batch: Batch) -> np.ndarray:
+        """(batch, horizon, joints) float32, normalised. May be called from any thread; one at a time computes."""
+        return self._thread.submit(self._infer, batch).result()
 
     @torch.inference_mode()
-    def infer(self, batch: Batch) -> np.ndarray:
-        prefix = self.model.prefix(
-            torch.from_numpy(batch.images),
-            torch.from_numpy(batch.image_mask),
-            torch.from_numpy(batch.tokens),
-            torch.from_numpy(batch.token_mask),
-        )
-        flowed = self.model.flow(prefix, torch.from_numpy(batch.state), torch.from_numpy(batch.noise), self.schedule)
-        return np.asarray(flowed.numpy())
+    def _infer(self, batch: Batch) -> np.ndarray:
+        if self._recordings is not None:
+            actions = self._recordings.compute(tuple(tensor.to(self.place.device) for tensor in even(batch)))
+        else:
+            *seen, state, noise = _tensors(batch)
+            actions = self.model.flow(self.model.prefix(*seen), state, noise, self.schedule)
+        return np.asarray(actions.float().cpu().numpy())
+
+
+def even(batch: Batch) -> Inputs:
+    """A batch in one of few shapes: without the camera slots that are absent in every row, and with text no longer
+    than the bucket that holds what is used. Chosen here, where masks are numpy's, because a GPU would have to wait."""
+    present = batch.image_mask.any(0)
+    used = np.flatnonzero(batch.token_mask.any(0))
+    length = min(batch.tokens.shape[1], -(-(used[-1] + 1 if len(used) else 1) // BUCKET) * BUCKET)
+    images, image_mask, tokens, token_mask, state, noise = _tensors(batch)
+    chosen = torch.from_numpy(present)
+    return images[:, chosen], image_mask[:, chosen], tokens[:, :length], token_mask[:, :length], state, noise
+
+
+def _tensors(batch: Batch) -> tuple[Tensor, ...]:
+    arrays = (batch.images, batch.image_mask, batch.tokens, batch.token_mask, batch.state, batch.noise)
+    return tuple(torch.from_numpy(array) for array in arrays)

@@ -59,6 +59,7 @@ class SiglipTower(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.patch_embedding(image).flatten(2).transpose(1, 2) + self.position_embedding
+        x = x.to(self.post_layernorm.weight.dtype)
         for layer in self.layers:
             x = layer(x)
         return self.post_layernorm(x)
