@@ -27,9 +27,8 @@ class TorchEngine:
     first answer at a shape warms it up (and on CUDA records it); a version is asked for its golden or blank
     observations before it may go live, and the server asks the live one before it is ready.
 
-    Threads, measured (bench/RESULTS.md): THREADS_NOTE
-
-    CUDA was never run."""
+    Threads: one for a small model, where a second would take a core from the robot's loop for little; one per core
+    for others (bench/engine.py). All that CUDA needs is written and was never run."""
 
     def __init__(self, model: Vla, options: TorchOptions | None = None, place: Place | None = None):
         """`place` is that of the version this one is a delta on. Raises ConfigError for a device that is not there."""
