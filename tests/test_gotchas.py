@@ -303,7 +303,8 @@ def test_the_golden_comparison_notices(
     at = place(monkeypatch, family)
     assert max(gaps(at.model, at.golden).values()) < TOLERANCE
     plant(at)
-    assert max(gaps(at.model, at.golden).values()) > FAR
+    found = gaps(at.model, at.golden)
+    assert max(gap for gap in found.values() if gap < math.inf) > FAR  # by numbers, not by shapes alone
 
 
 @torch.no_grad()
