@@ -14,6 +14,7 @@ import torch
 from golden.pi0_weights import weight
 from torch import Tensor
 
+from hotpolicy.runtime.engine.torch_place import Place
 from hotpolicy.runtime.model import pi0
 from hotpolicy.runtime.model.pi0 import Pi0, Pi0Config
 from hotpolicy.runtime.model.weights import Depths, parameters
@@ -60,12 +61,19 @@ def fill(model: Pi0, seed: int) -> Pi0:
     return model.eval().requires_grad_(False)
 
 
-def mix(model: Pi0) -> Pi0:
-    """The large matrices to bf16, as LeRobot has it: vision, projector, norms and heads stay fp32."""
+def mix_as_lerobot(model: Pi0) -> Pi0:
+    """The large matrices of the two language models to bf16; vision, projector, norms and heads stay fp32."""
     for name, parameter in model.named_parameters():
         if model.groups()[name].split(".")[0] in ("embedding", "language", "expert") and "norm" not in name:
             parameter.data = parameter.data.bfloat16()
     return model
+
+
+def mix_as_served(model: Pi0) -> Pi0:
+    """As our engine has it, and openpi: most of vision in bf16 too."""
+    placed = Place(torch.device("cpu"), torch.bfloat16, threads=1).settle(model)
+    assert isinstance(placed, Pi0)
+    return placed
 
 
 def answers(model: Pi0, golden: Golden) -> dict[str, Tensor]:
