@@ -332,3 +332,21 @@ def test_fast_reads_are_given_up_when_they_are_never_answered():
         assert protocol.sync_read(SIX, *POSITION, plain=True).request[7] == Instruction.SYNC_READ
     assert not protocol.fast
     assert protocol.sync_read(SIX, *POSITION).request[7] == Instruction.SYNC_READ
+
+
+def test_everyone_on_the_bus_is_noticed_whatever_they_answer():
+    """A second master's answers, of any size, and those to a broadcast ping; never a question, never a shared answer."""
+    heard = (
+        packets.status(3, 0, four(1)) + packets.read(9, 132, 4) + FAST_ANSWER + packets.status(7, 0, b"\xa6\x04\x32")
+    )
+    assert Dynamixel().found(heard) == {3, 7}
+
+
+@given(st.binary(max_size=70), st.integers(0, 0xFFFF))
+def test_the_crc_is_that_of_its_definition(data, crc):
+    slowly = crc
+    for byte in data:
+        slowly ^= byte << 8
+        for _ in range(8):
+            slowly = (slowly << 1 ^ (0x8005 if slowly & 0x8000 else 0)) & 0xFFFF
+    assert packets.crc16(data, crc) == slowly

@@ -130,3 +130,14 @@ def test_faults_reach_the_sdk(bus, port, handler):
 def test_a_value_that_must_be_stuffed_is_understood(bus, port, handler):
     bus.servo(1).poke("profile_velocity", 0x11FDFFFF)
     assert handler.read4ByteTxRx(port, 1, 112) == (0x11FDFFFF, OK, 0)
+
+
+def test_a_write_over_several_registers_is_all_or_nothing(bus, port, handler):
+    """Gains from 80 to 85 in one packet; a write that ends within a register; one that begins in a read-only one."""
+    assert handler.writeTxRx(port, 1, 80, 6, [1, 0, 2, 0, 3, 0]) == (OK, 0)
+    assert [bus.servo(1).peek(f"position_{gain}_gain") for gain in "dip"] == [1, 2, 3]
+    assert handler.writeTxRx(port, 1, 84, 1, [7]) == (OK, 0)
+    assert bus.servo(1).peek("position_p_gain") == 7
+    handler.write1ByteTxRx(port, 1, 64, 1)
+    assert handler.writeTxRx(port, 1, 112, 8, [1, 0, 0, 0, 0xFF, 0xFF, 0, 0]) == (OK, sdk.ERRNUM_DATA_LIMIT)
+    assert bus.servo(1).peek("profile_velocity") == 0

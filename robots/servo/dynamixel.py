@@ -93,7 +93,7 @@ class Dynamixel:
 
     def found(self, raw: bytes) -> set[int]:
         frames, _ = packets.split_frames(raw, final=True)
-        return {f.id for f in frames if f.code == Instruction.STATUS and len(f.data) == PING_DATA + 1}
+        return {frame.id for frame in frames if frame.code == Instruction.STATUS and frame.id != BROADCAST}
 
     def _sort_fast(self, servos: tuple[int, ...], size: int, expected: int, raw: bytes) -> tuple[dict[int, Reply], int]:
         exact = exact_fast(raw, servos, size)

@@ -8,10 +8,14 @@ fast sync read, in which all servos share one frame: it is not stuffed, and each
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from functools import lru_cache
+from struct import Struct
 from typing import NamedTuple
+
+import numpy as np
 
 from hotpolicy.runtime.errors import BadRequest
 
@@ -48,25 +52,27 @@ class Frame(NamedTuple):
     data: bytes  # of an answer: the error byte, then what was asked for
 
 
-def _crc_table() -> tuple[int, ...]:
-    table = []
-    for byte in range(256):
-        crc = byte << 8
-        for _ in range(8):
-            crc = (crc << 1 ^ (0x8005 if crc & 0x8000 else 0)) & 0xFFFF
-        table.append(crc)
-    return tuple(table)
+def _crc_table() -> array[int]:
+    """What two bytes, taken as one number, make of a CRC of 0."""
+    one: np.ndarray = np.arange(256, dtype=np.uint16) << 8
+    for _ in range(8):
+        one = one << 1 ^ (one >> 15) * np.uint16(0x8005)
+    first = np.repeat(one, 256)
+    both = first << 8 ^ one[first >> 8 ^ np.tile(np.arange(256, dtype=np.uint16), 256)]
+    return array("H", both.tobytes())
 
 
 _CRC = _crc_table()
+_pairs = lru_cache(maxsize=512)(lambda count: Struct(f">{count}H").unpack_from)
 
 
 def crc16(data: bytes, crc: int = 0) -> int:
-    """CRC-16 with polynomial 0x8005, unreflected, from 0 or going on from `crc`."""
+    """CRC-16 with polynomial 0x8005, unreflected, from 0 or going on from `crc`. Two bytes a step, as this is most of
+    the work of a frame."""
     table = _CRC
-    for byte in data:
-        crc = (crc << 8 & 0xFF00) ^ table[crc >> 8 ^ byte]
-    return crc
+    for pair in _pairs(len(data) >> 1)(data):
+        crc = table[crc ^ pair]
+    return crc << 8 & 0xFF00 ^ table[crc >> 8 ^ data[-1]] if len(data) & 1 else crc
 
 
 def encode(frame: Frame) -> bytes:

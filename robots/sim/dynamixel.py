@@ -37,7 +37,9 @@ MEMORY = 256  # bytes of control table
 OVERLOAD = 1 << 5  # bit of hardware_error
 CLEAR_TURNS = b"\x01\x44\x58\x4c\x22"  # what CLEAR must carry
 RANGE, LENGTH, LIMIT, ACCESS, FAILED, UNKNOWN = 4, 5, 6, 7, 1, 2  # error numbers
+TRIPPED = WATCHDOG_TRIPPED & 0xFF  # as it lies in memory
 FAST_HEAD = packets.PREFIX + 1  # bytes of a shared answer before its first slot
+HAS_EFFECT = ("torque", "mode", "position_offset", "drive_mode")  # registers that do something once they are written
 POSITION_MODES = (Mode.POSITION, Mode.EXTENDED, Mode.CURRENT_POSITION)
 
 
@@ -145,7 +147,7 @@ class VirtualDynamixel:
     @property
     def tripped(self) -> bool:
         """Whether the bus watchdog has stopped it."""
-        return self.peek("bus_watchdog") == WATCHDOG_TRIPPED
+        return self.memory[XSERIES["bus_watchdog"].address] == TRIPPED
 
     def overload(self) -> None:
         """Its protection trips now: torque off, until it is rebooted."""
@@ -221,7 +223,7 @@ class VirtualDynamixel:
 
     @property
     def alert(self) -> int:
-        return ALERT if self.errors else 0
+        return ALERT if self.memory[XSERIES["hardware_error"].address] else 0
 
     def window(self, address: int, size: int) -> bytes:
         """What a read of these addresses gives."""
@@ -239,20 +241,26 @@ class VirtualDynamixel:
         if end > MEMORY:
             return LENGTH
         touched = _touched(address, end)
-        before = bytes(self.memory[address:end])
-        was = [self.peek(register.name) for register in touched]
-        self.memory[address:end] = values
-        new = [self.peek(register.name) for register in touched]
-        self.memory[address:end] = before  # a refusal depends on what is there now
-        for register, value in zip(touched, new, strict=True):
-            if error := self._refusal(register, value):
+        for register in touched:
+            if error := self._refusal(register, self._would_hold(register, address, values)):
                 return error
+        was = [(register.name, self.peek(register.name)) for register in touched if register.name in HAS_EFFECT]
         self.memory[address:end] = values
         if address < SRAM_START:
             self._saved = self.memory[:SRAM_START]
-        for register, old in zip(touched, was, strict=True):
-            self._after_write(register.name, old)
+        for name, old in was:
+            self._after_write(name, old)
         return 0
+
+    def _would_hold(self, register: Register, address: int, values: bytes) -> int:
+        """What a register will hold once `values` lie at `address`; a write may end in the middle of one."""
+        at = register.address - address
+        if at >= 0 and at + register.size <= len(values):
+            raw = values[at : at + register.size]
+        else:
+            after = self.memory[:address] + values + self.memory[address + len(values) :]
+            raw = after[register.address : register.address + register.size]
+        return int.from_bytes(raw, "little", signed=register.signed)
 
     def _refusal(self, register: Register, value: int) -> int:
         """The error number with which the servo refuses `value`, or 0."""
@@ -273,7 +281,7 @@ class VirtualDynamixel:
                 return 0 if abs(value) <= OFFSET_LIMIT else RANGE
             case "min_position" | "max_position":
                 return 0 if value < RESOLUTION else RANGE
-            case "goal_position" if self.peek("mode") == Mode.POSITION:
+            case "goal_position" if self.memory[XSERIES["mode"].address] == Mode.POSITION:
                 return 0 if self.peek("min_position") <= value <= self.peek("max_position") else LIMIT
             case "goal_current":
                 return 0 if abs(value) <= self.peek("current_limit") else LIMIT
