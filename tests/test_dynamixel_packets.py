@@ -335,7 +335,7 @@ def test_fast_reads_are_given_up_when_they_are_never_answered():
 
 
 def test_everyone_on_the_bus_is_noticed_whatever_they_answer():
-    """A second master's answers, of any size, and those to a broadcast ping; never a question, never a shared answer."""
+    """A second master's answers, of any size, and those to a ping; never a question nor a shared answer."""
     heard = (
         packets.status(3, 0, four(1)) + packets.read(9, 132, 4) + FAST_ANSWER + packets.status(7, 0, b"\xa6\x04\x32")
     )

@@ -259,7 +259,7 @@ class VirtualDynamixel:
             raw = values[at : at + register.size]
         else:
             after = self.memory[:address] + values + self.memory[address + len(values) :]
-            raw = after[register.address : register.address + register.size]
+            raw = bytes(after[register.address : register.address + register.size])
         return int.from_bytes(raw, "little", signed=register.signed)
 
     def _refusal(self, register: Register, value: int) -> int:
