@@ -112,6 +112,7 @@ class ControlLoop:
     def _tick(self, task: str, source: Source, tally: _Tally) -> bool:
         """One tick; False when the source has ended the episode."""
         began = now()
+        self.arm.require_clear()
         state = self.arm.read()
         self.arm.watchdog()
         images = {camera.name: camera.read().image for camera in self.cameras}
@@ -138,8 +139,15 @@ class ControlLoop:
             return self.arm.send(wish.action)
         tally.held += 1
         tally.stale += bool(state.stale)
-        if self._held_at is None:  # once: holding anew each tick would follow the arm as it sags
-            self.arm.hold()
+        if wish.intervention and not state.stale:  # a person pauses: that is no want of actions
+            moved = None
+            if self._held_at is None:
+                self.arm.hold()
+        else:
+            moved = self.arm.wait()
+        if moved is not None:
+            self._held_at = moved
+        elif self._held_at is None:  # once: holding anew each tick would follow the arm as it sags
             self._held_at = state.positions.astype(np.float32)
         return self._held_at
 

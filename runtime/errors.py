@@ -23,6 +23,8 @@ HotpolicyError
     ├── WrongServo         a servo answered that is not the one expected
     ├── CalibrationError   calibration is missing or differs from the servo's own: recalibrate or push it
     ├── LimitViolation     an action was refused by the limits and was not sent
+    ├── Stopped            the emergency stop is on: look at the arm, then clear it
+    ├── StopUnconfirmed    the emergency stop was asked for and torque may still be on: cut the power
     └── CameraLost         no fresh frame from a camera
 """
 
@@ -121,6 +123,14 @@ class CalibrationError(RobotError):
 
 class LimitViolation(RobotError):
     code = "limit"
+
+
+class Stopped(RobotError):
+    code = "stopped"
+
+
+class StopUnconfirmed(RobotError):
+    code = "stop_unconfirmed"
 
 
 class CameraLost(RobotError):

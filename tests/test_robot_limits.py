@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +12,15 @@ from hypothesis import strategies as st
 
 from hotpolicy.robots.limits import JointLimit, LimitedArm, Limits
 from hotpolicy.robots.robot import ArmState
-from hotpolicy.runtime.errors import BusLost, ConfigError, LimitViolation, ServoSilent
+from hotpolicy.runtime.errors import (
+    BusLost,
+    ConfigError,
+    LimitViolation,
+    ServoFault,
+    ServoSilent,
+    Stopped,
+    StopUnconfirmed,
+)
 from hotpolicy.runtime.messages import Joint, RobotSpec
 
 SPEC = RobotSpec((Joint("pan.pos", "deg", -90.0, 45.5), Joint("gripper.pos", "percent", 0.0, 100.0)), (), 10.0)
@@ -360,3 +371,236 @@ def test_limits_that_are_none_are_refused(wrong):
 def test_one_step_for_all(arm):
     assert [joint.max_step for joint in Limits.of(SPEC, 2).joints] == [2, 2]
     assert limited(arm).spec is SPEC
+
+
+# Tool speed -----------------------------------------------------------------------------------------------------------
+
+ARM3 = RobotSpec(
+    (Joint("pan.pos", "deg", -90, 90), Joint("lift.pos", "deg", -90, 90), Joint("gripper.pos", "percent", 0, 100)),
+    (),
+    10,
+)
+LEVERS = (400.0, 200.0, 300.0)  # mm; the gripper's is of no account: percent turn nothing
+
+
+def armed(tool_step, max_step=45.0):
+    arm = FollowingArm((0.0, 0.0, 50.0))
+    arm.spec = ARM3
+    joints = [JointLimit(j.low, j.high, max_step, None, lever) for j, lever in zip(ARM3.joints, LEVERS, strict=True)]
+    return arm, LimitedArm(arm, Limits(tuple(joints), tool_step=tool_step), Clock())
+
+
+def travel(before, after):
+    """The furthest the tool can have moved, mm, were the arm stretched out."""
+    turned = np.abs(np.radians(np.asarray(after, np.float64)[:2] - np.asarray(before, np.float64)[:2]))
+    return float(turned @ np.array(LEVERS[:2]))
+
+
+@pytest.mark.parametrize("goal", [(45, 0, 50), (0, -45, 50), (45, 45, 100), (-3, 40, 0), (1, 1, 50), (0, 0, 90)])
+def test_the_tool_keeps_to_its_speed_and_direction(goal):
+    _, guard = armed(tool_step=25.0, max_step=60.0)
+    sent = guard.send(np.array(goal, np.float64))
+    assert travel((0, 0, 50), sent) <= 25.0 + 1e-4
+    whole, share = np.array(goal) - (0, 0, 50), sent - np.array([0, 0, 50], np.float32)
+    biggest = np.abs(whole).argmax()
+    assert share == pytest.approx(whole * share[biggest] / whole[biggest], abs=1e-4)  # all joints, alike
+    if travel((0, 0, 50), goal) > 25:
+        assert travel((0, 0, 50), sent) == pytest.approx(25.0, abs=1e-3)  # no slower than it has to
+    else:
+        assert sent == pytest.approx(goal)
+
+
+@given(st.lists(st.tuples(*[st.floats(-1e3, 1e3)] * 3), min_size=1, max_size=8))
+def test_whatever_comes_the_tool_never_goes_faster(goals):
+    arm, guard = armed(tool_step=10.0)
+    before = arm.positions
+    for goal in goals:
+        sent = guard.send(np.array(goal))
+        assert travel(before, sent) <= 10.0 + 1e-3
+        before = sent
+
+
+def test_without_a_cap_the_steps_alone_count():
+    _, guard = armed(tool_step=np.inf)
+    assert guard.send(np.array([90.0, 90, 50])) == pytest.approx([45, 45, 50])
+
+
+# Waiting for actions --------------------------------------------------------------------------------------------------
+
+
+def waiting(arm, time, fallback, **settings):
+    limits = Limits.of(SPEC, (10.0, 1000.0), watchdog_s=0.5)
+    limits = replace(limits, fallback=fallback, fallback_s=2.0, safe_pose=(30.0, 20.0), **settings)
+    guard = LimitedArm(arm, limits, time)
+    guard.torque(True)
+    guard.send(np.array([0.0, 50.0]))
+    arm.calls.clear()
+    return guard
+
+
+def test_waiting_holds_once_and_then_stays(arm, time):
+    guard = waiting(arm, time, "hold")
+    for _ in range(5):
+        assert guard.wait() is None
+        time.now += 10
+    assert arm.calls.count("hold") == 1
+    assert guard.holding
+    assert "torque False" not in arm.calls
+
+
+def test_after_a_while_it_goes_to_the_safe_pose_step_by_step(arm, time):
+    guard = waiting(arm, time, "safe_pose")
+    assert guard.wait() is None
+    time.now += 2.0
+    assert guard.wait() is None  # not longer than fallback_s yet
+    time.now += 0.1
+    assert [guard.wait().tolist() for _ in range(4)] == [[10, 20], [20, 20], [30, 20], [30, 20]]
+    assert guard.holding  # still for want of actions
+    guard.send(np.array([30.0, 20.0]))
+    assert not guard.holding
+    assert guard.wait() is None  # the time begins anew
+
+
+def test_steps_to_the_safe_pose_keep_their_pace_whoever_asks(arm, time):
+    guard = waiting(arm, time, "safe_pose", tick_s=0.1)
+    guard.wait()
+    time.now += 2.1
+    assert guard.wait() is not None
+    assert guard.wait() is None
+    assert guard.watchdog()
+    assert len(arm.sent) == 2  # the action, and one step
+    time.now += 0.11
+    assert guard.watchdog()
+    assert len(arm.sent) == 3
+
+
+def test_after_a_while_it_lets_go_once(arm, time):
+    guard = waiting(arm, time, "release")
+    guard.wait()
+    time.now += 2.1
+    for _ in range(3):
+        guard.wait()
+    assert arm.calls.count("torque False") == 1
+    assert not guard.torque_on
+
+
+def test_the_watchdog_alone_leads_on_to_the_fallback(arm, time):
+    guard = waiting(arm, time, "safe_pose")
+    time.now += 0.6
+    assert guard.watchdog()
+    assert arm.calls == ["read", "hold"] or arm.calls == ["hold"]
+    time.now += 2.1
+    guard.watchdog()
+    assert arm.sent[-1].tolist() == [10.0, 20.0]
+
+
+def test_a_hold_on_purpose_is_no_waiting(arm, time):
+    guard = waiting(arm, time, "safe_pose")
+    guard.wait()
+    guard.hold()
+    time.now += 100
+    assert not guard.watchdog()
+    assert len(arm.sent) == 1
+
+
+# Emergency stop -------------------------------------------------------------------------------------------------------
+
+
+def test_a_stop_releases_and_nothing_is_sent_until_it_is_cleared(arm, time):
+    guard = waiting(arm, time, "safe_pose")
+    guard.stop("hand caught")
+    assert arm.calls == ["torque False"]
+    for act in (lambda: guard.send(np.zeros(2)), lambda: guard.torque(True), guard.require_clear):
+        with pytest.raises(Stopped, match=r"emergency stop \(hand caught\): look at the arm"):
+            act()
+    guard.wait()
+    time.now += 100
+    guard.wait()  # no safe pose either
+    guard.watchdog()
+    guard.torque(False)  # but it may be released again
+    assert len(arm.sent) == 1
+    assert "torque True" not in arm.calls
+    assert not guard.torque_on
+    guard.latch.reason = None
+    guard.torque(True)
+    guard.send(np.zeros(2))
+    assert len(arm.sent) == 2
+
+
+def test_a_frozen_arm_holds_and_is_latched_too(arm, time):
+    guard = waiting(arm, time, "hold")
+    guard.freeze("twice")
+    assert arm.calls == ["hold"]
+    assert guard.torque_on
+    with pytest.raises(Stopped, match="twice"):
+        guard.send(np.zeros(2))
+
+
+@pytest.mark.parametrize("failures", [1, 2, 3])
+def test_a_stop_is_tried_again_and_a_failed_one_is_loud(arm, time, failures):
+    guard = waiting(arm, time, "hold")
+    left = [ServoFault("gripper stays on")] * failures
+
+    def torque(on):
+        arm.calls.append(f"torque {on}")
+        if left:
+            raise left.pop()
+
+    arm.torque = torque
+    if failures < 3:
+        guard.stop("fire")
+        assert len(arm.calls) == failures + 1
+    else:
+        with pytest.raises(StopUnconfirmed, match=r"stop \(fire\): torque may still be on, cut the power: gripper"):
+            guard.stop("fire")
+        assert len(arm.calls) == 3
+    with pytest.raises(Stopped):  # latched either way
+        guard.send(np.zeros(2))
+
+
+def test_no_goal_slips_out_behind_a_stop(arm, time):
+    """The stop comes while a goal is on its way: it waits for that one, and the next is refused."""
+    guard = waiting(arm, time, "hold")
+    sending, go_on = threading.Event(), threading.Event()
+    plain = arm.send
+
+    def slow(positions):
+        sending.set()
+        go_on.wait(5)
+        plain(positions)
+
+    arm.send = slow
+    mover = threading.Thread(target=guard.send, args=(np.array([5.0, 50.0]),))
+    mover.start()
+    sending.wait(5)
+    stopper = threading.Thread(target=guard.stop, args=("now",))
+    stopper.start()
+    while guard.latch.reason is None:
+        pass
+    assert "torque False" not in arm.calls
+    go_on.set()
+    mover.join(5)
+    stopper.join(5)
+    assert arm.calls[-2:] == ["send", "torque False"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: JointLimit(0, 1, 1, None, -1.0),
+        lambda: JointLimit(0, 1, 1, None, float("nan")),
+        lambda: replace(Limits.of(SPEC, 1.0), tool_step=0.0),
+        lambda: replace(Limits.of(SPEC, 1.0), tool_step=float("nan")),
+        lambda: replace(Limits.of(SPEC, 1.0), fallback="jump"),
+        lambda: replace(Limits.of(SPEC, 1.0), fallback="safe_pose"),
+        lambda: replace(Limits.of(SPEC, 1.0), fallback_s=0.0),
+        lambda: replace(Limits.of(SPEC, 1.0), fallback_s=float("inf")),
+        lambda: replace(Limits.of(SPEC, 1.0), tick_s=-1.0),
+        lambda: replace(Limits.of(SPEC, 1.0), safe_pose=(0.0,)),
+        lambda: replace(Limits.of(SPEC, 1.0), safe_pose=(46.0, 0.0)),
+        lambda: replace(Limits.of(SPEC, 1.0), safe_pose=(0.0, float("nan"))),
+    ],
+)
+def test_settings_of_the_last_resort_are_checked(wrong):
+    with pytest.raises(ConfigError, match="expected"):
+        wrong()

@@ -1,0 +1,44 @@
+"""How an arm is left: parked in its safe pose if there is one, and held there. Torque stays on."""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+import numpy as np
+
+from hotpolicy.robots.limits import LimitedArm
+from hotpolicy.runtime.clock import Deadline
+from hotpolicy.runtime.errors import RobotError
+
+log = logging.getLogger(__name__)
+
+PARK_S = 3.0  # longest
+NEAR = 1.0  # deg or percent: there
+
+
+class Pacer(Protocol):
+    def wait(self) -> float: ...  # until the next tick
+
+
+def park(arm: LimitedArm, pacer: Pacer, longest_s: float = PARK_S) -> bool:
+    """Go to the safe pose within the limits, for at most `longest_s`, then hold. True when the arm arrived.
+
+    An arm without a safe pose is held where it is. What goes wrong is logged and ends the parking: this is done on the
+    way out, often because of an error that is the one to be told.
+    """
+    try:
+        if arm.limits.safe_pose is None or not arm.torque_on:
+            arm.hold()
+            return False
+        pose, until = np.array(arm.limits.safe_pose), Deadline.after(longest_s)
+        arrived = False
+        while not arrived and not until.passed():
+            arrived = bool(np.abs(arm.read().positions - pose).max() <= NEAR)
+            arm.send(pose)
+            pacer.wait()
+        arm.hold()
+        return arrived
+    except RobotError as error:
+        log.warning("not parked: %s", error)
+        return False

@@ -1,0 +1,157 @@
+"""The emergency stop around an arm: a latch that only a human clears, and a socket anybody on this machine can pull.
+
+What stops the arm is `limits.LimitedArm.stop`, in the thread that was told to: it does not wait for the control loop.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import tempfile
+import threading
+from contextlib import suppress
+from datetime import datetime, timezone
+from pathlib import Path
+
+import msgpack
+import zmq
+
+from hotpolicy.robots.limits import LimitedArm
+from hotpolicy.runtime import durable
+from hotpolicy.runtime.errors import ConfigError, RobotError, StopUnconfirmed
+
+log = logging.getLogger(__name__)
+
+LOOK_MS = 50  # between two looks at the watchdog
+LONGEST = 1024  # bytes of a request
+ANSWER_S = 5.0  # a stop takes milliseconds; a bus that does not answer takes all its repetitions
+
+
+class FileLatch:
+    """Implements limits.Latch in a file: an arm that was stopped stays stopped when its program starts again."""
+
+    def __init__(self, robot: str, folder: Path | None = None):
+        self.file = (folder or _state_folder()) / f"{_plain(robot)}.json"
+        self._reason = self._read()
+
+    @property
+    def reason(self) -> str | None:
+        return self._reason
+
+    def set(self, reason: str) -> None:
+        """Never raises: a disk that is full must not stand between a hand and the stop."""
+        self._reason = reason
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            durable.replace_file(self.file, json.dumps({"reason": reason, "at": at}).encode())
+        except OSError as error:
+            log.error("the stop is not remembered beyond this program: %s: %s", self.file, error.strerror)
+
+    def clear(self) -> str | None:
+        """Forget the stop; returns why there was one. Raises ConfigError when the file cannot be removed."""
+        before, self._reason = self._read(), None
+        try:
+            self.file.unlink(missing_ok=True)
+        except OSError as error:
+            raise ConfigError(f"stop: {self.file} cannot be removed: {error.strerror}") from error
+        return before
+
+    def _read(self) -> str | None:
+        try:
+            return str(json.loads(self.file.read_text())["reason"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError):
+            return f"unreadable {self.file}"  # a stop nobody can read is still a stop
+
+
+class Sentry:
+    """Stops `arm` when `ask_stop` is called with the same robot's name, by any program of this user; and, with
+    `watch`, is its watchdog even while the control loop is stuck. A context manager with a thread of its own."""
+
+    def __init__(self, arm: LimitedArm, robot: str, watch: bool = True):
+        self._arm, self._watch = arm, watch
+        self._socket = zmq.Context.instance().socket(zmq.REP)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, LONGEST)
+        self._socket.setsockopt(zmq.LINGER, 1000)
+        self._socket.bind(stop_endpoint(robot))
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._stand, name="sentry", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def __enter__(self) -> Sentry:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _stand(self) -> None:
+        try:
+            while not self._end.is_set():
+                if self._socket.poll(LOOK_MS):
+                    self._socket.send(msgpack.packb(self._answer(self._socket.recv())))
+                if self._watch:
+                    with suppress(RobotError):  # the loop meets the same error, and is the one to report it
+                        self._arm.watchdog()
+        finally:
+            self._socket.close()
+
+    def _answer(self, request: bytes) -> dict[str, object]:
+        """Whatever the bytes say, they ask for a stop: this is no moment to be strict."""
+        try:
+            reason = str(msgpack.unpackb(request)["reason"])[:200]
+        except (ValueError, TypeError, KeyError, msgpack.exceptions.UnpackException):
+            reason = "asked for on the stop socket"
+        try:
+            self._arm.stop(reason)
+        except RobotError as error:
+            log.critical("%s", error)
+            return {"confirmed": False, "text": str(error)}
+        log.warning("emergency stop: %s; torque is off", reason)
+        return {"confirmed": True, "text": "torque is off"}
+
+
+def ask_stop(robot: str, reason: str, timeout_s: float = ANSWER_S) -> bool:
+    """Stop the robot of that name in whatever program drives it. True: its torque was read back as off. False: no
+    program drives it. Raises StopUnconfirmed when torque may still be on."""
+    endpoint = stop_endpoint(robot)
+    if not Path(endpoint.removeprefix("ipc://")).exists():
+        return False
+    socket = zmq.Context.instance().socket(zmq.REQ)
+    socket.setsockopt(zmq.LINGER, 0)
+    try:
+        socket.connect(endpoint)
+        socket.send(msgpack.packb({"reason": reason}))
+        if not socket.poll(round(timeout_s * 1000)):
+            return False  # left behind by a program that was killed
+        answer = msgpack.unpackb(socket.recv())
+    finally:
+        socket.close()
+    if not answer["confirmed"]:
+        raise StopUnconfirmed(answer["text"])
+    return True
+
+
+def stop_endpoint(robot: str) -> str:
+    """Where the program that drives this robot listens: in a folder that only this user may enter."""
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    folder = Path(base) / "hotpolicy" if base else Path(tempfile.gettempdir()) / f"hotpolicy-{user}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return f"ipc://{folder}/stop-{_plain(robot)}"
+
+
+def _state_folder() -> Path:
+    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(base).expanduser() / "hotpolicy" / "stopped"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name)[:60]
