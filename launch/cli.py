@@ -27,9 +27,10 @@ from hotpolicy.launch.run import run
 from hotpolicy.launch.serve import serve
 from hotpolicy.launch.session import session
 from hotpolicy.launch.setup_motors import find_port, setup_motors
+from hotpolicy.launch.stop import stop
 from hotpolicy.launch.versions import add, history, rollback, status, swap, versions
 from hotpolicy.launch.virtual_arm import virtual_arm
-from hotpolicy.runtime.errors import HotpolicyError
+from hotpolicy.runtime.errors import HotpolicyError, StopUnconfirmed
 
 # Which extra brings a package that a verb turned out to need.
 EXTRAS = {
@@ -62,6 +63,7 @@ app = typer.Typer(
 VERBS = (
     serve,
     run,
+    stop,
     record,
     finetune,
     session,
@@ -96,9 +98,12 @@ def _settings(
 
 
 def main() -> None:
-    """Run the command line. Exit code 0 when done, 2 when the caller has to change something."""
+    """Run the command line. Exit code 0 when done, 2 when the caller has to change something, 3 when an emergency
+    stop could not be confirmed."""
     try:
         app()
+    except StopUnconfirmed as error:
+        sys.exit(_complain(str(error)) + 1)
     except HotpolicyError as error:
         sys.exit(_complain(str(error)))
     except ModuleNotFoundError as error:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast, get_args
 
 from hotpolicy.launch.fields import Fields
+from hotpolicy.robots.limits import TOOL_SPEED, Fallback
 from hotpolicy.robots.plugins import PluginUse
 from hotpolicy.runtime.errors import CalibrationError, ConfigError
 from hotpolicy.runtime.messages import CameraSpec, Joint, RobotSpec
 
 if TYPE_CHECKING:
     from hotpolicy.robots.servo.tables import ArmTable
+
+LEVER = 1000.0  # mm, assumed of a joint whose profile does not say: few desk arms reach that far
 
 SHIPPED = Path(__file__).parent / "configs"
 
@@ -29,6 +33,7 @@ class JointProfile:
     high: float
     max_step: float  # largest change of the goal in one tick, in that unit
     max_lead: float | None  # largest distance of the goal from the present position; None: any
+    lever: float  # mm from its axis to the furthest the tool can be; 0: it does not move the tool
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +68,19 @@ class Profile:
     joints: tuple[JointProfile, ...]
     cameras: tuple[CameraProfile, ...]
     watchdog_s: float  # without a fresh action for this long the arm holds
+    fallback: Fallback  # what becomes of an arm that has held so for `fallback_s`
+    fallback_s: float
+    safe_pose: tuple[float, ...] | None  # in the order of the joints: where the arm parks
+    tool_speed: float  # mm/s
     endpoint: str  # the policy server's data socket
     control: str  # the policy server's control socket
     world: str | None  # the simulator's socket; None for an arm of metal
+
+    @property
+    def identity(self) -> str:
+        """What tells this robot from others of its name: a stop is kept under it, and its socket is called so."""
+        ports = " ".join(arm.port for arm in self.arms) or str(self.plugin)
+        return f"{self.name}-{hashlib.sha256(ports.encode()).hexdigest()[:8]}"
 
     @property
     def spec(self) -> RobotSpec:
@@ -96,6 +111,7 @@ def load_profile(name: str | Path) -> Profile:
     fields = Fields.read(file)
     section, server = fields.section("arm"), fields.section("server")
     plugin = _plugin(section)
+    joints = _joints(fields.section("joints"))
     profile = Profile(
         file=file,
         name=fields.text("name"),
@@ -103,15 +119,21 @@ def load_profile(name: str | Path) -> Profile:
         arms=() if plugin else _arms(file, section),
         plugin=plugin,
         teleoperators=_teleoperators(fields),
-        joints=_joints(fields.section("joints")),
+        joints=joints,
         cameras=_cameras(fields.section("cameras")),
         watchdog_s=fields.number("watchdog_s", above=0, at_most=10, unit="s"),
+        fallback=_fallback(fields),
+        fallback_s=fields.number("fallback_s", above=0, at_most=3600, unit="s") if fields.has("fallback_s") else 10.0,
+        safe_pose=_safe_pose(fields, joints),
+        tool_speed=fields.number("tool_speed", above=0, unit="mm/s") if fields.has("tool_speed") else TOOL_SPEED,
         endpoint=_endpoint(server, "endpoint"),
         control=_endpoint(server, "control"),
         world=_endpoint(fields, "world") if fields.has("world") else None,
     )
     for part in (section, server, fields):
         part.done()
+    if profile.fallback == "safe_pose" and profile.safe_pose is None:
+        raise ConfigError(f"{file}: safe_pose: missing, expected one as fallback is safe_pose")
     if profile.world is None and any(camera.source == "world" for camera in profile.cameras):
         raise ConfigError(f"{file}: world: missing, expected the simulator's socket as a camera's source is 'world'")
     return profile
@@ -183,11 +205,29 @@ def _joints(fields: Fields) -> tuple[JointProfile, ...]:
         high = joint.number("high", above=low, at_most=turn, unit=unit)
         step = joint.number("max_step", above=0, at_most=turn, unit=unit)
         lead = joint.number("max_lead", above=0, at_most=turn, unit=unit) if joint.has("max_lead") else None
-        joints.append(JointProfile(name, unit, low, high, step, lead))
+        known = joint.has("lever")
+        lever = joint.number("lever", above=-1e-9, unit="mm") if known else LEVER if unit == "deg" else 0.0
+        joints.append(JointProfile(name, unit, low, high, step, lead, lever))
         joint.done()
     if not joints:
         raise ConfigError(f"{fields.file}: joints: expected at least one joint")
     return tuple(joints)
+
+
+def _fallback(fields: Fields) -> Fallback:
+    return cast("Fallback", fields.text("fallback", choices=get_args(Fallback)) if fields.has("fallback") else "hold")
+
+
+def _safe_pose(fields: Fields, joints: Sequence[JointProfile]) -> tuple[float, ...] | None:
+    if not fields.has("safe_pose"):
+        return None
+    section = fields.section("safe_pose")
+    pose = tuple(section.number(joint.name, at_most=joint.high, unit=joint.unit) for joint in joints)
+    section.done()
+    for joint, value in zip(joints, pose, strict=True):
+        if value < joint.low:
+            raise section.error(joint.name, f"a number from {joint.low:g} {joint.unit}", value)
+    return pose
 
 
 def _cameras(fields: Fields) -> tuple[CameraProfile, ...]:

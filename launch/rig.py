@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
 from hotpolicy.launch.profile import ArmProfile, CameraProfile, Profile, load_profile
 from hotpolicy.robots.arms.catalogue import ARMS
@@ -15,6 +17,7 @@ from hotpolicy.robots.bimanual import BimanualArm
 from hotpolicy.robots.feed import Feed
 from hotpolicy.robots.limits import JointLimit, LimitedArm, Limits
 from hotpolicy.robots.loop import ControlLoop, EpisodeReport, Pacer
+from hotpolicy.robots.park import park
 from hotpolicy.robots.plugins import Seeing, make_arm, make_camera
 from hotpolicy.robots.robot import Arm, Camera
 from hotpolicy.robots.servo.arm import ServoArm, connect
@@ -22,6 +25,7 @@ from hotpolicy.robots.servo.bus import Timing
 from hotpolicy.robots.sim.client import LockStep, VirtualCamera, VirtualWorld
 from hotpolicy.robots.sim.tasks import Task
 from hotpolicy.robots.sources import Source
+from hotpolicy.robots.stop import FileLatch, Sentry
 from hotpolicy.runtime.clock import Rate
 from hotpolicy.runtime.errors import ConfigError
 from hotpolicy.runtime.messages import CameraSpec, RobotSpec
@@ -31,13 +35,16 @@ DEFAULT_EPISODE_S = 30.0
 
 @dataclass
 class Rig:
-    """Use as a context manager. Nothing moves before `torque`; at the end the arm holds and keeps its torque."""
+    """Use as a context manager. Nothing moves before `torque`. At the end, also after an error, Ctrl-C or SIGTERM, the
+    arm parks and holds, and keeps its torque; a second Ctrl-C meanwhile freezes it where it is. In lock-step, where
+    time has stopped, it only holds."""
 
     profile: Profile
     arm: LimitedArm
     cameras: Sequence[Camera]
     world: VirtualWorld | None  # the simulator around a virtual arm
     pacer: Pacer
+    sentry: Sentry  # lets `hotpolicy stop` in
 
     @classmethod
     def open(cls, profile: Profile | str | Path) -> Rig:
@@ -54,14 +61,12 @@ class Rig:
             for camera in profile.cameras:
                 cameras.append(_camera(camera, world, bare))
                 undo.callback(cameras[-1].close)
-            arm = LimitedArm(bare, limits_of(profile))
-            pacer: Pacer = (
-                LockStep(world, arrived=_arrived(bare))
-                if world is not None and not world.moment.realtime
-                else Rate(profile.rate_hz)
-            )
+            arm = LimitedArm(bare, limits_of(profile), latch=FileLatch(profile.identity))
+            stepped = world is not None and not world.moment.realtime
+            pacer: Pacer = LockStep(world, arrived=_arrived(bare)) if world and stepped else Rate(profile.rate_hz)
+            sentry = Sentry(arm, profile.identity, watch=not stepped)
             undo.pop_all()
-        return cls(profile, arm, cameras, world, pacer)
+        return cls(profile, arm, cameras, world, pacer, sentry)
 
     @property
     def stepped(self) -> bool:
@@ -86,7 +91,18 @@ class Rig:
             ticks = Task.parse(task).time_limit
         return loop.run(task, source, ticks, self._judge if self.world else None, linger)
 
+    def park(self) -> None:
+        """Raises StopUnconfirmed when a second Ctrl-C could not freeze the arm."""
+        if self.stepped:
+            return
+        try:
+            park(self.arm, self.pacer)
+        except KeyboardInterrupt:
+            self.arm.freeze("Ctrl-C twice")
+            raise
+
     def close(self) -> None:
+        self.sentry.close()
         self.arm.close()
         for camera in self.cameras:
             camera.close()
@@ -94,12 +110,19 @@ class Rig:
             self.world.close()
 
     def __enter__(self) -> Rig:
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _leave)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.park()
+        finally:
+            self.close()
+            if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is _leave:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def _judge(self) -> bool | None:
         assert self.world is not None
@@ -108,8 +131,21 @@ class Rig:
 
 
 def limits_of(profile: Profile) -> Limits:
-    joints = (JointLimit(joint.low, joint.high, joint.max_step, joint.max_lead) for joint in profile.joints)
-    return Limits(tuple(joints), profile.watchdog_s)
+    joints = (JointLimit(j.low, j.high, j.max_step, j.max_lead, j.lever) for j in profile.joints)
+    return Limits(
+        tuple(joints),
+        profile.watchdog_s,
+        tool_step=profile.tool_speed / profile.rate_hz,
+        fallback=profile.fallback,
+        fallback_s=profile.fallback_s,
+        tick_s=0.9 / profile.rate_hz,  # a loop's own ticks come a little early now and then
+        safe_pose=profile.safe_pose,
+    )
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends a program as an error would: the arm is parked on the way out."""
+    raise SystemExit(128 + number)
 
 
 def virtual_profile(folder: Path, number: int, endpoint: str, control: str) -> Profile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -53,7 +54,8 @@ def run(
         require_fit(client.hello().spec, profile.spec)
         with Rig.open(profile) as rig:
             source = policy_source(rig, client, replan)
-            drive(rig, task, source, episodes, seed, longest_s, record=record, release=release, as_json=as_json)
+            with stop_key(rig):
+                drive(rig, task, source, episodes, seed, longest_s, record=record, release=release, as_json=as_json)
 
 
 def drive(
@@ -110,6 +112,19 @@ def feeding(rig: Rig, record: Path | None, viewer: Subscriber | None) -> Iterato
         for feed in feeds:
             open_feeds.callback(feed.close)
         yield feeds
+
+
+@contextmanager
+def stop_key(rig: Rig) -> Iterator[None]:
+    """Where there is a terminal and nobody else reads it, its key x is the emergency stop."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    from hotpolicy.robots.teleop.stop_key import StopKey
+
+    typer.echo("x: emergency stop; Ctrl-C: park and end", err=True)
+    with StopKey(rig.arm.stop):
+        yield
 
 
 def policy_source(rig: Rig, client: PolicyClient, replan: int) -> Source:

@@ -40,7 +40,7 @@ def operator(rig: Rig, teleop: str) -> Operator:
     if teleop == "keyboard":
         from hotpolicy.robots.teleop.keyboard import KeyboardOperator, legend
 
-        person = KeyboardOperator(rig.profile.spec)
+        person = KeyboardOperator(rig.profile.spec, on_stop=rig.arm.stop)
         if rig.stepped:
             rig.pacer = Paced(rig.pacer, rig.profile.rate_hz)
         for keys, meaning in legend(rig.profile.spec):

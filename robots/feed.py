@@ -29,6 +29,9 @@ class Subscriber(Protocol):
     def discard(self) -> None: ...  # it is over and is not
 
 
+VIEWER_S = 1.0  # time for a viewer to end
+
+
 class Feed:
     """Hands events to a subscriber in its own thread, in order. The loop's side never waits for it.
 
@@ -93,11 +96,12 @@ class Feed:
             self._raise_failure()
 
     def close(self, timeout_s: float = 60.0) -> None:
-        """Do what is left, then end the thread. The subscriber stays open: it belongs to whoever made it."""
+        """Do what is left, then end the thread; a viewer that hangs is not waited for. The subscriber stays
+        open: it belongs to whoever made it."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join(timeout_s)
+        self._thread.join(min(timeout_s, VIEWER_S) if self.when_full == "drop" else timeout_s)
 
     def _put(self, call: Callable[[], object], size: int = 0) -> None:
         with self._changed:

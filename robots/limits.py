@@ -146,6 +146,7 @@ class LimitedArm:
         self._held_at = 0.0  # when waiting for actions began
         self._stepped_at = -np.inf  # when it last took a step to the safe pose
         self._carried = False
+        self.rest_pose: np.ndarray | None = None  # (joints,) where it stood when it was first sent somewhere
 
     def read(self) -> ArmState:
         with self._turn:
@@ -210,7 +211,7 @@ class LimitedArm:
             self._goal = self._present = None
             self._carried = False
             self._arm.torque(on)
-            self._carried = on
+            self._carried, self.rest_pose = on, None
             self._accepted_at, self.holding = None, False
 
     def require_clear(self) -> None:
@@ -252,6 +253,7 @@ class LimitedArm:
     def _go(self, wanted: np.ndarray) -> np.ndarray:
         self.require_clear()  # within the turn: a goal after a stop would switch the torque on again
         start, present = self._start()
+        self.rest_pose = start if self.rest_pose is None else self.rest_pose
         wanted = np.clip(wanted, present - self._lead, present + self._lead)
         wanted = np.clip(wanted, start - self._step, start + self._step)
         wanted = start + (wanted - start) * self._share(wanted - start)

@@ -1,4 +1,4 @@
-"""How an arm is left: parked in its safe pose if there is one, and held there. Torque stays on."""
+"""How an arm is left: parked and held. Torque stays on."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ class Pacer(Protocol):
 
 
 def park(arm: LimitedArm, pacer: Pacer, longest_s: float = PARK_S) -> bool:
-    """Go to the safe pose within the limits, for at most `longest_s`, then hold. True when the arm arrived.
+    """Go to the safe pose, or to where the arm stood before it was first moved; within the limits, for at most
+    `longest_s`; then hold. True when it arrived. An arm that is released, stopped or was never moved stays as it is.
 
-    An arm without a safe pose is held where it is. What goes wrong is logged and ends the parking: this is done on the
-    way out, often because of an error that is the one to be told.
+    What goes wrong is logged and ends the parking: this is done on the way out, often because of an error that is the
+    one to be told.
     """
+    pose = arm.rest_pose if arm.limits.safe_pose is None else np.array(arm.limits.safe_pose)
+    if pose is None or not arm.torque_on or arm.latch.reason is not None:
+        return False
     try:
-        if arm.limits.safe_pose is None or not arm.torque_on:
-            arm.hold()
-            return False
-        pose, until = np.array(arm.limits.safe_pose), Deadline.after(longest_s)
+        until = Deadline.after(longest_s)
         arrived = False
         while not arrived and not until.passed():
             arrived = bool(np.abs(arm.read().positions - pose).max() <= NEAR)

@@ -74,10 +74,14 @@ class Sentry:
 
     def __init__(self, arm: LimitedArm, robot: str, watch: bool = True):
         self._arm, self._watch = arm, watch
-        self._socket = zmq.Context.instance().socket(zmq.REP)
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REP)
         self._socket.setsockopt(zmq.MAXMSGSIZE, LONGEST)
         self._socket.setsockopt(zmq.LINGER, 1000)
-        self._socket.bind(stop_endpoint(robot))
+        try:
+            self._socket.bind(stop_endpoint(robot))
+        except zmq.ZMQError as error:
+            self._socket.close()
+            raise ConfigError(f"stop: the socket {stop_endpoint(robot)} cannot be opened: {error}") from error
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._stand, name="sentry", daemon=True)
         self._thread.start()
@@ -124,7 +128,7 @@ def ask_stop(robot: str, reason: str, timeout_s: float = ANSWER_S) -> bool:
     endpoint = stop_endpoint(robot)
     if not Path(endpoint.removeprefix("ipc://")).exists():
         return False
-    socket = zmq.Context.instance().socket(zmq.REQ)
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REQ)
     socket.setsockopt(zmq.LINGER, 0)
     try:
         socket.connect(endpoint)
@@ -142,9 +146,11 @@ def ask_stop(robot: str, reason: str, timeout_s: float = ANSWER_S) -> bool:
 def stop_endpoint(robot: str) -> str:
     """Where the program that drives this robot listens: in a folder that only this user may enter."""
     base = os.environ.get("XDG_RUNTIME_DIR")
-    user = os.getuid() if hasattr(os, "getuid") else "user"
+    user = os.getuid()
     folder = Path(base) / "hotpolicy" if base else Path(tempfile.gettempdir()) / f"hotpolicy-{user}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_uid != user or folder.stat().st_mode & 0o077:
+        raise ConfigError(f"stop: expected {folder} to be this user's alone (chmod 700), it is open to others")
     return f"ipc://{folder}/stop-{_plain(robot)}"
 
 

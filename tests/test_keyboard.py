@@ -204,7 +204,7 @@ def test_more_joints_than_keys(person: Person) -> None:
 
 def test_the_legend_names_every_key() -> None:
     assert legend(SPEC)[0] == ("q / a", "pan.pos + / -")
-    assert [keys for keys, _ in legend(SPEC)[6:]] == ["space, tab", "right", "left", "escape"]
+    assert [keys for keys, _ in legend(SPEC)[6:]] == ["space, tab", "right", "left", "escape", "x"]
 
 
 # Episodes -------------------------------------------------------------------------------------------------------------

@@ -604,3 +604,24 @@ def test_no_goal_slips_out_behind_a_stop(arm, time):
 def test_settings_of_the_last_resort_are_checked(wrong):
     with pytest.raises(ConfigError, match="expected"):
         wrong()
+
+
+def test_it_remembers_where_it_stood_before_it_was_moved(arm, time):
+    guard = limited(arm, time)
+    assert guard.rest_pose is None
+    guard.torque(True)
+    guard.send(np.array([5.0, 50.0]))
+    guard.send(np.array([9.0, 60.0]))
+    assert guard.rest_pose.tolist() == [0.0, 50.0]
+    guard.torque(True)  # from here on that is another place
+    assert guard.rest_pose is None
+    guard.send(np.array([0.0, 0.0]))
+    assert guard.rest_pose.tolist() == [9.0, 60.0]
+
+
+def test_a_stopped_arm_does_not_carry_itself(arm, time):
+    guard = limited(arm, time)
+    guard.torque(True)
+    assert guard.torque_on
+    guard.stop("fire")
+    assert not guard.torque_on

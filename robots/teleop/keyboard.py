@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PAIRS = tuple(zip("qwertyuio", "asdfghjkl", strict=True))  # up and down, in the order of the joints
 ENDINGS: dict[str, Decision] = {"escape": "stop", "left": "again", "right": "done"}  # the first one pressed holds
 TAKE_OVER = ("space", "tab")
+STOP = "x"  # the emergency stop
 SPEED = {"deg": 30.0, "percent": 60.0}  # per second, of a key that arrives in each tick
 
 # A key that is held repeats after up to this long. Handing back needs a key apart from the one that took over;
@@ -41,9 +42,11 @@ class KeyboardOperator:
         step: float | Sequence[float] | None = None,
         fd: int | None = None,
         now: Callable[[], float] = clock.now,
+        on_stop: Callable[[str], None] | None = None,
     ):
         """`step`: of one key in one tick, deg or percent, for all joints or one each; None: 30 deg/s and 60 percent/s.
-        `fd`: the terminal; None: standard input. Raises ConfigError, with the terminal untouched."""
+        `fd`: the terminal; None: standard input. `on_stop`: called with the reason when the key of the emergency stop
+        is pressed. Raises ConfigError, with the terminal untouched."""
         self.spec = spec
         self.decision: Decision = "done"
         self.in_control = False  # took over from a policy; of no meaning where nobody else acts
@@ -54,6 +57,7 @@ class KeyboardOperator:
         self._stop = False  # asked for between episodes
         self._toggled_at = -np.inf  # s, when the last key of TAKE_OVER came
         self._now = now
+        self._on_stop = on_stop
         self._terminal = Terminal(fd, now)
 
     def begin(self, task: str) -> None:
@@ -65,6 +69,8 @@ class KeyboardOperator:
         """(joints,) float32 targets in the units of the spec; None when a key has ended the episode (`decision`), or
         the terminal is gone: then nobody is there, and it is a stop."""
         keys = self._terminal.pressed()
+        if STOP in keys and self._on_stop is not None:
+            self._on_stop("key x")  # before anything else these keys may say
         if self._stop or self._terminal.gone:
             keys.append("escape")
         for key, decision in ENDINGS.items():
@@ -110,6 +116,7 @@ def legend(spec: RobotSpec) -> list[tuple[str, str]]:
         ("right", "episode done"),
         ("left", "discard, again"),
         ("escape", "discard, stop"),
+        (STOP, "EMERGENCY STOP: torque off"),
     ]
 
 
