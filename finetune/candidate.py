@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from hotpolicy.finetune.gate import GateVerdict
 from hotpolicy.finetune.lessons import Lessons
 from hotpolicy.finetune.replay import FILE, extend, rehearsal_bytes
 from hotpolicy.finetune.settings import TuneConfig
 from hotpolicy.finetune.trainer import Outcome
 from hotpolicy.runtime.bundle import Bundle, seal
 from hotpolicy.runtime.chain import resolve
+from hotpolicy.runtime.engine.torch_weights import tensor_to_numpy
 
 REHEARSED = 60  # frames of each new task that later runs will replay
 
@@ -26,10 +26,9 @@ def seal_candidate(
     outcome: Outcome,
     lessons: Lessons,
     config: TuneConfig,
-    verdict: GateVerdict | None = None,
 ) -> Bundle:
-    """Seal a delta on the version at the end of `chain` into `folder/<id>`. Only tensors that really changed go in.
-    Raises BundleError for weights that are not finite."""
+    """Seal a delta on the version at the end of `chain` into `folder/<id>`, without a verdict: `seal_verdict` gives
+    it one. Only tensors that really changed go in. Raises BundleError for weights that are not finite."""
     parent = chain[-1]
     return seal(
         folder,
@@ -40,17 +39,19 @@ def seal_candidate(
         spec=parent.manifest.spec,
         transforms=parent.manifest.transforms,
         provenance=_provenance(outcome, lessons, config),
-        verdict=verdict.to_dict() if verdict else None,
         files={FILE: rehearsal_bytes(extend(lessons.rehearsal, lessons.new, REHEARSED))},
     )
 
 
 def changed_tensors(chain: Sequence[Bundle], outcome: Outcome) -> dict[str, np.ndarray]:
-    before = resolve(chain)
+    learned = dict.fromkeys(outcome.learned)  # the rest of a large parent is not read again
+    before = resolve(chain, learned)
     after = {  # trained in fp32, kept in the precision the version has
-        name: tensor.detach().numpy().astype(before[name].dtype) for name, tensor in outcome.model.named_parameters()
+        name: tensor_to_numpy(tensor).astype(before[name].dtype, copy=False)
+        for name, tensor in outcome.model.named_parameters()
+        if name in learned
     }
-    return {name: after[name] for name in outcome.learned if not np.array_equal(before[name], after[name])}
+    return {name: after[name] for name in learned if not np.array_equal(before[name], after[name])}
 
 
 def _provenance(outcome: Outcome, lessons: Lessons, config: TuneConfig) -> Mapping[str, Any]:

@@ -123,6 +123,7 @@ def tune(
     from hotpolicy.finetune.trainer import Trainer
     from hotpolicy.launch.trials import try_tasks
     from hotpolicy.launch.versions import open_store
+    from hotpolicy.runtime.bundle import seal_verdict
     from hotpolicy.runtime.engine.torch_engine import TorchEngine
     from hotpolicy.runtime.golden import Golden
     from hotpolicy.runtime.policy import Policy, load_policy
@@ -160,18 +161,21 @@ def tune(
         sealed = seal_candidate(candidates, chain, outcome, lessons, config)
         yield {"event": "sealed", "version": sealed.id, "folder": str(sealed.folder), "passed": None, "reasons": []}
         return
-    with tempfile.TemporaryDirectory() as scratch:  # a policy is made of a bundle; the one to keep has a verdict in it
+    candidates.mkdir(parents=True, exist_ok=True)
+    # A policy is made of a bundle, and the bundle to keep has the verdict in it: the draft lies beside it, so that its
+    # weights need only another name.
+    with tempfile.TemporaryDirectory(prefix=".draft-", dir=candidates) as scratch:
         draft = seal_candidate(Path(scratch), chain, outcome, lessons, config)
         candidate = Policy(draft, TorchEngine(outcome.model.eval(), place=engine.place), live.files, live.transforms)
-    tried = []
-    if trials:
-        old = lessons.old.task_names() if lessons.old is not None else ()
-        for trial in try_tasks(candidate, live, lessons.new.task_names(), old, trials):
-            tried.append(trial)
-            yield {"event": "trial", **trial.to_dict()}
-    golden = Golden.of_chain(chain) or Golden.blank(live.spec, live.horizon, width=live.width)
-    verdict = judge(candidate, live, golden, outcome.curves, tried, bounds)
-    final = seal_candidate(candidates, chain, outcome, lessons, config, verdict)
+        tried = []
+        if trials:
+            old = lessons.old.task_names() if lessons.old is not None else ()
+            for trial in try_tasks(candidate, live, lessons.new.task_names(), old, trials):
+                tried.append(trial)
+                yield {"event": "trial", **trial.to_dict()}
+        golden = Golden.of_chain(chain) or Golden.blank(live.spec, live.horizon, width=live.width)
+        verdict = judge(candidate, live, golden, outcome.curves, tried, bounds)
+        final = seal_verdict(draft, candidates, verdict.to_dict())
     if verdict.passed:
         store.add(final.folder)
     yield {

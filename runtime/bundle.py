@@ -6,29 +6,27 @@ wrong. Torch-free: engines turn the numpy tensors into their own.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from hotpolicy.runtime import durable
-from hotpolicy.runtime.digest import file_sha256
+from hotpolicy.runtime.digest import file_sha256, tensor_digest
 from hotpolicy.runtime.errors import BundleError
-from hotpolicy.runtime.manifest import FILE_NAME, SCHEMA, Manifest, TensorInfo
+from hotpolicy.runtime.manifest import FILE_NAME, SCHEMA, Manifest
 from hotpolicy.runtime.messages import RobotSpec
+from hotpolicy.runtime.tensor_file import TensorFile
+from hotpolicy.runtime.tensor_writer import DTYPES, write_tensors
 
-DTYPES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32",
-    "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
-}  # fmt: skip
+HASHING = 2  # threads that verify tensors, one tensor each: hashing holds no lock
 
 
 @dataclass(frozen=True)
@@ -67,10 +65,30 @@ class Bundle:
                 raise BundleError(f"{folder}: {name}: missing")
         return cls(folder, manifest)
 
-    def tensors(self) -> dict[str, np.ndarray]:
-        """This bundle's own tensors (a delta's: only what changed), each verified. Raises BundleError naming
-        the tensor that is missing, extra, altered, of the wrong shape or dtype, or not finite."""
-        return dict(self._read())
+    def tensors(self, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+        """This bundle's own tensors (a delta's: only what changed), or those of `names`, each verified. They lie over
+        the mapped file (see TensorFile), and verifying them has touched every page. Raises BundleError naming the
+        tensor that is missing, extra, altered, of the wrong shape or dtype, or not finite."""
+        file = self.mapped()
+        chosen = [name for name in self.manifest.tensors if names is None or name in names]
+        self._check(file, chosen)
+        return {name: file[name] for name in chosen}
+
+    def mapped(self) -> TensorFile:
+        """The same with only names, shapes and dtypes checked, and no page touched. Raises BundleError."""
+        path, expected = self.folder / self.manifest.weights, self.manifest.tensors
+        file = TensorFile(path)
+        for name in sorted(set(file.entries) ^ set(expected)):
+            raise BundleError(f"{path}: tensor {name}: {'not in the manifest' if name in file else 'missing'}")
+        for name, info in expected.items():
+            entry = file.entries[name]
+            if (entry.shape, entry.dtype) != (info.shape, info.dtype):
+                raise BundleError(
+                    f"{path}: tensor {name}: expected {info.dtype} {info.shape}, got {entry.dtype} {entry.shape}"
+                )
+            if info.dtype not in DTYPES.values():
+                raise BundleError(f"{path}: tensor {name}: dtype {info.dtype} is not supported")
+        return file
 
     def file(self, name: str) -> Path:
         """A side file, its sha256 verified. Raises BundleError when there is no such file or it was altered."""
@@ -88,32 +106,23 @@ class Bundle:
         return path
 
     def verify(self) -> None:
-        """Check every tensor and side file, one at a time in memory. Raises BundleError naming the first fault."""
-        for _ in self._read():
-            pass
+        """Check every tensor and side file, in little memory. Raises BundleError naming the first fault."""
+        self._check(self.mapped(), list(self.manifest.tensors))
         for name in self.manifest.files:
             self.file(name)
 
-    def _read(self) -> Iterator[tuple[str, np.ndarray]]:
-        path = self.folder / self.manifest.weights
-        expected = self.manifest.tensors
-        try:
-            with safe_open(path, framework="numpy") as file:
-                found = set(file.keys())
-                for name in sorted(found ^ set(expected)):
-                    raise BundleError(f"{path}: tensor {name}: {'not in the manifest' if name in found else 'missing'}")
-                for name, info in expected.items():
-                    part = file.get_slice(name)
-                    actual = (tuple(part.get_shape()), part.get_dtype())
-                    if actual != (info.shape, info.dtype):
-                        raise BundleError(f"{path}: tensor {name}: expected {info.dtype} {info.shape}, got {actual}")
-                    if info.dtype not in DTYPES.values():
-                        raise BundleError(f"{path}: tensor {name}: dtype {info.dtype} is not supported")
-                    yield name, _checked(path, name, info, file.get_tensor(name))
-        except SafetensorError as error:
-            raise BundleError(f"{path}: not a whole safetensors file: {_first_line(error)}") from error
-        except OSError as error:
-            raise BundleError(f"{path}: cannot be read: {error.strerror or _first_line(error)}") from error
+    def _check(self, file: TensorFile, names: list[str]) -> None:
+        def check(name: str) -> None:
+            digest = tensor_digest(file[name])
+            if digest.hexdigest() != self.manifest.tensors[name].sha256:
+                raise BundleError(f"{file.path}: tensor {name}: digest mismatch: the file was altered after sealing")
+            if not digest.finite:
+                raise BundleError(f"{file.path}: tensor {name}: holds NaN or infinity")
+
+        with ThreadPoolExecutor(HASHING, thread_name_prefix="verify") as threads:
+            # the largest first, so that the threads end together
+            for _ in threads.map(check, sorted(names, key=lambda name: -file.entries[name].size)):
+                pass
 
 
 def seal(
@@ -130,27 +139,48 @@ def seal(
     files: Mapping[str, bytes | Path] | None = None,
 ) -> Bundle:
     """Write a bundle into `parent_folder/<id>` and return it. The same content again gives the same folder.
+    `tensors` may be lazy: one is held at a time (see `write_tensors`).
     Raises BundleError for content that could not be loaded again: NaN weights, an unknown dtype, not JSON."""
-    parent_folder = Path(parent_folder)
-    parent_folder.mkdir(parents=True, exist_ok=True)
-    arrays = {name: _plain(name, tensor) for name, tensor in tensors.items()}
-    fresh = Path(tempfile.mkdtemp(prefix=".seal-", dir=parent_folder))
-    try:
+    content = {"kind": kind, "parent": parent, "model": model, "spec": spec.to_dict(), "transforms": transforms,
+               "provenance": provenance, "verdict": verdict}  # fmt: skip
+    draft = _manifest(**content, tensors={}, files={})  # what is wrong with it is told before gigabytes are written
+    with _fresh_folder(Path(parent_folder)) as fresh:
         side = {name: _side_file(fresh, name, data) for name, data in (files or {}).items()}
-        manifest = _manifest(
-            kind=kind, parent=parent, model=model, tensors={name: _info(a) for name, a in arrays.items()},
-            spec=spec.to_dict(), transforms=transforms, provenance=provenance, verdict=verdict, files=side,
-        )  # fmt: skip
-        save_file(arrays, fresh / manifest.weights, metadata={"format": "hotpolicy"})
-        (fresh / manifest.weights).chmod(0o644)  # safetensors makes it private
-        durable.sync_file(fresh / manifest.weights)
-        durable.write_file(fresh / "manifest.json", manifest.to_json())
-        fresh.chmod(0o755)  # mkdtemp made it private
-        durable.sync_folder(fresh)
-        durable.settle_folder(fresh, parent_folder / manifest.id)
+        infos = write_tensors(fresh / draft.weights, tensors)
+        return _settle(fresh, _manifest(**content, tensors=infos, files=side))
+
+
+def seal_verdict(bundle: Bundle, parent_folder: Path | str, verdict: Mapping[str, Any]) -> Bundle:
+    """The same content with another verdict, in `parent_folder/<id>`, without reading a tensor: files are linked, or
+    copied where the disk is another. Raises BundleError for a verdict that is not plain JSON."""
+    content = bundle.manifest.content()
+    del content["schema"], content["tensors"]
+    manifest = _manifest(**{**content, "verdict": verdict}, tensors=bundle.manifest.tensors)
+    with _fresh_folder(Path(parent_folder)) as fresh:
+        for name in (manifest.weights, *manifest.files):
+            durable.link_file(bundle.folder / name, fresh / name)
+        return _settle(fresh, manifest)
+
+
+@contextmanager
+def _fresh_folder(parent: Path) -> Iterator[Path]:
+    """A hidden folder to seal into; gone afterwards, unless it was given its final name."""
+    parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=".seal-", dir=parent))
+    try:
+        yield fresh
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)  # gone already after a rename
-    return Bundle.open(parent_folder / manifest.id, expect=manifest.id)
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _settle(fresh: Path, manifest: Manifest) -> Bundle:
+    """A folder with all files but the manifest -> the sealed bundle beside it."""
+    durable.write_file(fresh / "manifest.json", manifest.to_json())
+    fresh.chmod(0o755)  # mkdtemp made it private
+    durable.sync_folder(fresh)
+    final = fresh.parent / manifest.id
+    durable.settle_folder(fresh, final)
+    return Bundle.open(final, expect=manifest.id)
 
 
 def _manifest(**content: Any) -> Manifest:
@@ -162,34 +192,6 @@ def _manifest(**content: Any) -> Manifest:
     return Manifest.from_dict(json.loads(text))
 
 
-def _plain(name: str, tensor: np.ndarray) -> np.ndarray:
-    array = np.asarray(tensor, order="C")
-    if array.dtype.name not in DTYPES:
-        raise BundleError(f"tensor {name}: dtype {array.dtype} is not supported")
-    _check_finite("seal", name, array)
-    return array.astype(array.dtype.newbyteorder("<"), copy=False)
-
-
-def _info(array: np.ndarray) -> TensorInfo:
-    return TensorInfo(array.shape, DTYPES[array.dtype.name], _array_sha256(array))
-
-
-def _checked(path: Path, name: str, info: TensorInfo, array: np.ndarray) -> np.ndarray:
-    if _array_sha256(array) != info.sha256:
-        raise BundleError(f"{path}: tensor {name}: digest mismatch: the file was altered after sealing")
-    _check_finite(str(path), name, array)
-    return array
-
-
-def _check_finite(where: str, name: str, array: np.ndarray) -> None:
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise BundleError(f"{where}: tensor {name}: holds NaN or infinity")
-
-
-def _array_sha256(array: np.ndarray) -> str:
-    return hashlib.sha256(np.asarray(array, order="C").reshape(-1).view(np.uint8).data).hexdigest()
-
-
 def _side_file(folder: Path, name: str, data: bytes | Path) -> str:
     if not FILE_NAME.fullmatch(name):
         raise BundleError(f"files: expected plain side file names, got {name!r}")
@@ -198,7 +200,3 @@ def _side_file(folder: Path, name: str, data: bytes | Path) -> str:
     else:
         durable.write_file(folder / name, data)
     return file_sha256(folder / name)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Protocol
 
@@ -32,13 +32,6 @@ def check_delta(parent: Mapping[str, Shaped], delta: Mapping[str, Shaped]) -> No
             raise BundleError(f"tensor {name}: parent has {was.dtype} {was.shape}, delta {tensor.dtype} {tensor.shape}")
 
 
-def apply_delta(parent: Mapping[str, np.ndarray], delta: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The parent's tensors with the delta's in their places; unchanged arrays are shared, not copied.
-    Raises BundleError as `check_delta` does."""
-    check_delta(parent, delta)
-    return {**parent, **delta}
-
-
 def check_chain(chain: Sequence[Bundle]) -> None:
     """A chain is a full bundle and then deltas, each on the one before. Raises BundleError when it is not."""
     if not chain or chain[0].manifest.kind != "full":
@@ -54,10 +47,13 @@ def check_chain(chain: Sequence[Bundle]) -> None:
             raise BundleError(f"{bundle.id}: {error}") from error
 
 
-def resolve(chain: Sequence[Bundle]) -> dict[str, np.ndarray]:
-    """All tensors of the version at the end of a chain, verified. Raises BundleError."""
+def resolve(chain: Sequence[Bundle], names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    """All tensors of the version at the end of a chain, or those of `names`, verified. One that a later delta changes
+    is not read. Raises BundleError."""
     check_chain(chain)
-    tensors = chain[0].tensors()
-    for bundle in chain[1:]:
-        tensors = apply_delta(tensors, bundle.tensors())
-    return tensors
+    last = {name: bundle for bundle in chain for name in bundle.manifest.tensors}
+    tensors: dict[str, np.ndarray] = {}
+    for bundle in chain:
+        mine = [name for name, where in last.items() if where is bundle and (names is None or name in names)]
+        tensors.update(bundle.tensors(mine) if mine else {})
+    return {name: tensors[name] for name in last if name in tensors}

@@ -43,10 +43,12 @@ TOOLS = ("hotpolicy", "torch", "onnx", "onnxruntime", "numpy")
 def export(chain: Sequence[Bundle], out: Path | str, tolerance: float = TOLERANCE) -> Exported:
     """Export the version at the end of a chain (a full bundle, then deltas) into the new folder `out`.
     `tolerance` is in normalised action units. Raises ConfigError when `out` is there already or cannot be written,
-    BundleError when the chain is not whole or ONNX Runtime differs from torch; then nothing is left behind."""
+    BundleError when the chain is not whole or not in float32, or ONNX Runtime differs from torch; then nothing is
+    left behind."""
     out = Path(out)
     if out.exists():
         raise ConfigError(f"out: expected a folder that does not exist, {out} does")
+    _check_precision(chain)
     tensors = resolve(chain)
     exact = TorchOptions(device="cpu", dtype="fp32")
     reference = TorchEngine(build_model(chain[-1].manifest.model, tensors_from_numpy(tensors)), exact)
@@ -65,6 +67,17 @@ def export(chain: Sequence[Bundle], out: Path | str, tolerance: float = TOLERANC
     finally:
         shutil.rmtree(fresh, ignore_errors=True)  # gone already after a rename
     return Exported.open(out)
+
+
+def _check_precision(chain: Sequence[Bundle]) -> None:
+    """The graphs compute in fp32, and deltas are put into them byte for byte: widening would be another version."""
+    for bundle in chain:
+        for name, info in bundle.manifest.tensors.items():
+            if info.dtype != "F32":
+                raise BundleError(
+                    f"{bundle.id}: tensor {name}: ONNX export is for float32 versions, this one is {info.dtype}; "
+                    "serve it with the torch engine"
+                )
 
 
 def _write_graphs(
@@ -116,8 +129,6 @@ def _write_graph(
     with data.open("wb") as file:
         for weight in graph.weights:
             array = tensors[weight]
-            if array.dtype != np.float32:
-                raise BundleError(f"tensor {weight}: expected float32 to export in fp32, got {array.dtype}")
             file.seek(-(-file.tell() // PAGE) * PAGE)
             weights.append(external_tensor(weight, array.shape, data.name, file.tell(), array.nbytes))
             file.write(array.tobytes())

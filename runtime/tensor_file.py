@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
+import os
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"), "I8": np.dtype("i1"),
     "U64": np.dtype("<u8"), "U32": np.dtype("<u4"), "U16": np.dtype("<u2"), "U8": np.dtype("u1"), "BOOL": np.dtype("?"),
 }  # fmt: skip
+# The kernel is not to keep memory ready for copies of pages: nobody writes to weights. A file larger than memory maps.
+_FLAGS = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000)
 _LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
 
@@ -34,26 +38,34 @@ class Entry:
     end: int
 
     @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.end - self.start
+
+    @property
     def parameters(self) -> int:
         return math.prod(self.shape)
 
 
 class TensorFile(Mapping[str, np.ndarray]):
-    """Tensor name -> a read-only array over the mapped file; nothing is copied. bfloat16 is `ml_dtypes.bfloat16`.
+    """Tensor name -> an array over the mapped file; nothing is copied. bfloat16 is `ml_dtypes.bfloat16`. Pages are
+    shared with whoever maps the file, and the kernel may drop them. One that is written to becomes a private copy,
+    never the file's. The file may be replaced or removed meanwhile, but must not be made shorter in place.
     Raises BundleError when the file is truncated, longer than its header says, or no safetensors file."""
 
     def __init__(self, path: Path):
         self.path = path
         try:
-            size = path.stat().st_size
             with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
                 start, header = _header(path, file.read(8), file.read, size)
+                mapped = mmap.mmap(file.fileno(), size, flags=_FLAGS, prot=mmap.PROT_READ | mmap.PROT_WRITE)
         except OSError as error:
             raise BundleError(f"{path}: cannot be read: {error.strerror}") from error
         header.pop("__metadata__", None)
         self.entries = {name: _entry(path, name, data, start) for name, data in header.items()}
         _check_layout(path, self.entries, start, size)
-        self._bytes = np.memmap(path, np.uint8, mode="r")
+        self._bytes = np.frombuffer(mapped, np.uint8)  # holds the map open as long as one array lives
 
     def __getitem__(self, name: str) -> np.ndarray:
         entry = self.entries[name]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from hotpolicy.runtime.bundle import Bundle, seal
-from hotpolicy.runtime.chain import apply_delta, check_chain, resolve
+from hotpolicy.runtime.bundle import Bundle, seal, seal_verdict
+from hotpolicy.runtime.chain import check_chain, check_delta, resolve
 from hotpolicy.runtime.engine.echo_engine import SPEC
 from hotpolicy.runtime.errors import BundleError
 
@@ -90,11 +94,16 @@ def test_any_content_changes_the_id(tmp_path: Path, field: str) -> None:
     assert sealed(tmp_path, **{field: other.get(field, {"other": 1})}).id != sealed(tmp_path).id
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_weights_that_are_not_finite_are_not_sealed(tmp_path: Path, bad: float) -> None:
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
+def test_weights_that_are_not_finite_are_not_sealed(tmp_path: Path, dtype: type, bad: float) -> None:
+    largest = np.array([ml_dtypes.finfo(dtype).max, ml_dtypes.finfo(dtype).min], dtype)
+    assert sealed(tmp_path / "fine", tensors={"w": largest}).id
+    many = np.ones(700_000, dtype)  # more than a block
+    many[-1] = bad
     with pytest.raises(BundleError, match="tensor w: holds NaN"):
-        sealed(tmp_path, tensors={"w": np.array([1, bad], np.float32)})
-    assert list(tmp_path.iterdir()) == []
+        sealed(tmp_path / "bad", tensors={"w": many})
+    assert list((tmp_path / "bad").iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -102,6 +111,8 @@ def test_weights_that_are_not_finite_are_not_sealed(tmp_path: Path, bad: float) 
     [
         ({"tensors": {"w": np.array(["a"])}}, "tensor w: dtype"),
         ({"tensors": {"w": np.array([object()])}}, "tensor w: dtype object"),
+        ({"tensors": {"w": np.ones(1, ml_dtypes.float8_e5m2)}}, "tensor w: dtype float8"),
+        ({"tensors": {"__metadata__": np.ones(1)}}, "tensor __metadata__: this name"),
         ({"provenance": {"loss": float("nan")}}, "plain JSON"),
         ({"provenance": {"loss": np.float32(1)}}, "plain JSON"),
         ({"files": {"../out": b""}}, "plain side file names"),
@@ -181,9 +192,22 @@ def test_truncated_weights(tmp_path: Path) -> None:
     bundle = sealed(tmp_path)
     path = bundle.folder / "model.safetensors"
     whole = path.read_bytes()
-    for length in {0, 4, 8, 40, len(whole) - 1}:
+    for length in (0, 4, 8, 40):
         path.write_bytes(whole[:length])
-        assert "not a whole safetensors file" in refused(bundle)
+        assert "expected a safetensors file" in refused(bundle)
+    for length, name in ((len(whole) - 1, "w"), (len(whole) - 25, "scale"), (len(whole) - 29, "ids")):
+        path.write_bytes(whole[:length])
+        assert f"truncated in tensor {name}: " in refused(bundle)
+
+
+@pytest.mark.parametrize(("from_the_end", "name"), [(1, "w"), (25, "scale"), (29, "ids")])
+def test_a_flipped_bit_names_the_tensor(tmp_path: Path, from_the_end: int, name: str) -> None:
+    bundle = sealed(tmp_path)
+    path = bundle.folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-from_the_end] ^= 1
+    path.write_bytes(content)
+    assert f"tensor {name}: digest mismatch" in refused(bundle)
 
 
 @settings(max_examples=150, deadline=None)
@@ -225,8 +249,42 @@ def test_delta_changes_only_what_it_names(tmp_path: Path) -> None:
     np.testing.assert_array_equal(tensors["w"], WEIGHTS["w"] * 2)
     assert tensors["scale"] == 9
     np.testing.assert_array_equal(tensors["ids"], WEIGHTS["ids"])
-    parent = {"w": WEIGHTS["w"], "big": np.zeros(4)}
-    assert apply_delta(parent, {"w": WEIGHTS["w"] + 1})["big"] is parent["big"]
+
+
+def test_only_the_tensors_asked_for_are_read(tmp_path: Path) -> None:
+    base = sealed(tmp_path)
+    first = delta(tmp_path, base, {"w": WEIGHTS["w"] * 2})
+    save_file({**WEIGHTS, "w": WEIGHTS["w"] + 1, "ids": WEIGHTS["ids"] + 1}, base.folder / "model.safetensors")
+    read = resolve([base, first], ["w", "scale"])
+    assert list(read) == ["w", "scale"]
+    np.testing.assert_array_equal(read["w"], WEIGHTS["w"] * 2)
+    with pytest.raises(BundleError, match="tensor ids: digest mismatch"):
+        resolve([base, first])
+
+
+def test_a_verdict_needs_no_second_copy_of_the_weights(tmp_path: Path) -> None:
+    draft = sealed(tmp_path / "drafts", verdict=None)
+    final = seal_verdict(draft, tmp_path / "final", {"success": 0.95})
+    assert final.manifest == sealed(tmp_path / "other").manifest
+    assert final.folder == tmp_path / "final" / final.id
+    for name in ("model.safetensors", "notes.txt"):
+        assert (final.folder / name).samefile(draft.folder / name)
+    shutil.rmtree(draft.folder)
+    final.verify()
+    with pytest.raises(BundleError, match="plain JSON"):
+        seal_verdict(final, tmp_path / "final", {"success": float("nan")})
+    assert [entry.name for entry in (tmp_path / "final").iterdir()] == [final.id]
+
+
+def test_a_verdict_across_disks_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(source: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    draft = sealed(tmp_path / "drafts", verdict=None)
+    monkeypatch.setattr(os, "link", link)
+    final = seal_verdict(draft, tmp_path / "final", {"success": 0.95})
+    assert not (final.folder / "model.safetensors").samefile(draft.folder / "model.safetensors")
+    final.verify()
 
 
 @pytest.mark.parametrize(
@@ -240,7 +298,7 @@ def test_delta_changes_only_what_it_names(tmp_path: Path) -> None:
 def test_delta_that_does_not_fit(tmp_path: Path, tensors: dict, match: str) -> None:
     base = sealed(tmp_path)
     with pytest.raises(BundleError, match=match):
-        apply_delta(WEIGHTS, tensors)
+        check_delta(base.manifest.tensors, delta(tmp_path, base, tensors).manifest.tensors)
     with pytest.raises(BundleError, match=match):
         resolve([base, delta(tmp_path, base, tensors)])
 

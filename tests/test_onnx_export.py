@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -179,11 +180,11 @@ def test_what_cannot_be_exported_is_named(cases: Callable[[str], Case], tmp_path
         return seal(tmp_path / "bundles", kind="full", parent=None, spec=manifest.spec,
                     transforms=manifest.transforms, provenance={}, **content)  # fmt: skip
 
-    halved = {**tensors, "state_proj.bias": tensors["state_proj.bias"].astype(np.float16)}
+    halved = {**tensors, "state_proj.bias": tensors["state_proj.bias"].astype(ml_dtypes.bfloat16)}
     lacking = {name: array for name, array in tensors.items() if name != "state_proj.bias"}
     delta = seal_delta(tmp_path / "bundles", bundle, head_only)
     for chain, text in (
-        ([altered(tensors=halved)], "state_proj.bias: expected float32"),
+        ([altered(tensors=halved)], "state_proj.bias: ONNX export is for float32 versions, this one is BF16"),
         ([altered(tensors=lacking)], "1 missing, first 'state_proj.bias'"),
         ([altered(model={"family": "other", "config": {}})], "model.family: expected 'pi0'"),
         ([delta], "expected a full bundle first"),

@@ -46,7 +46,9 @@ def apply_delta(parent: Vla, delta: Mapping[str, Tensor]) -> Vla:
 
 
 def map_tensors(bundle: Bundle) -> dict[str, Tensor]:
-    """A bundle's own tensors, verified, in their own dtypes. Raises BundleError."""
+    """A bundle's own tensors over its mapped file, in their own dtypes, for `assign=True`. Every digest is verified,
+    and that has touched every page, so the first inference waits for no disk. Pages are shared with whoever maps the
+    file; one that is written to becomes a private copy and leaves the file alone. Raises BundleError."""
     return tensors_from_numpy(bundle.tensors())
 
 
