@@ -12,7 +12,6 @@ import re
 import tempfile
 import threading
 from contextlib import suppress
-from datetime import datetime, timezone
 from pathlib import Path
 
 import msgpack
@@ -45,8 +44,7 @@ class FileLatch:
         self._reason = reason
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            at = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            durable.replace_file(self.file, json.dumps({"reason": reason, "at": at}).encode())
+            durable.replace_file(self.file, json.dumps({"reason": reason}).encode())
         except OSError as error:
             log.error("the stop is not remembered beyond this program: %s: %s", self.file, error.strerror)
 
