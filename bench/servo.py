@@ -26,6 +26,7 @@ import numpy as np
 
 from hotpolicy.robots.servo.bus import ServoBus, Timing
 from hotpolicy.robots.servo.dynamixel import DYNAMIXEL
+from hotpolicy.robots.servo.dynamixel_registers import Mode
 from hotpolicy.robots.servo.feetech import FEETECH
 from hotpolicy.robots.sim.dynamixel import VirtualDynamixel, VirtualDynamixels
 from hotpolicy.robots.sim.pty import VirtualPort
@@ -159,8 +160,8 @@ class Row:
 
 
 def _dynamixel(servo: int) -> VirtualDynamixel:
-    virtual = VirtualDynamixel(servo)
-    virtual.poke("return_delay", 0)  # as an arm sets it; the Feetech servos come so
+    virtual = VirtualDynamixel(servo, mode=Mode.EXTENDED)
+    virtual.poke("return_delay", 0)  # as an arm sets both; the Feetech servos come so
     return virtual
 
 

@@ -39,6 +39,9 @@ CLEAR_TURNS = b"\x01\x44\x58\x4c\x22"  # what CLEAR must carry
 RANGE, LENGTH, LIMIT, ACCESS, FAILED, UNKNOWN = 4, 5, 6, 7, 1, 2  # error numbers
 TRIPPED = WATCHDOG_TRIPPED & 0xFF  # as it lies in memory
 FAST_HEAD = packets.PREFIX + 1  # bytes of a shared answer before its first slot
+CHECKED = {
+    "id", "baud_rate", "mode", "torque", "position_offset", "min_position", "max_position", "bus_watchdog", *GOALS,
+}  # registers that do not take every value, or not always  # fmt: skip
 HAS_EFFECT = ("torque", "mode", "position_offset", "drive_mode")  # registers that do something once they are written
 POSITION_MODES = (Mode.POSITION, Mode.EXTENDED, Mode.CURRENT_POSITION)
 
@@ -115,7 +118,7 @@ class VirtualDynamixel:
         """Where the servo drives to, or None when it is released. After the watchdog it stays where it stopped."""
         if not self.torque:
             return None
-        self._watch()
+        self._watch(self.clock())
         if self.tripped:
             return self._stopped_at
         if self.peek("mode") not in POSITION_MODES:
@@ -198,10 +201,10 @@ class VirtualDynamixel:
     def _show_position(self) -> None:
         self.poke("present_position", self._actual * self._sign + self.peek("position_offset"))
 
-    def _watch(self) -> None:
+    def _watch(self, moment: float) -> None:
         """The bus watchdog: it counts while torque is on."""
         units = self.memory[XSERIES["bus_watchdog"].address]
-        if 0 < units < 0x80 and self.torque and self.clock() - self._heard_at > units * WATCHDOG_UNIT_S:
+        if 0 < units < 0x80 and self.torque and moment - self._heard_at > units * WATCHDOG_UNIT_S:
             self.poke("bus_watchdog", WATCHDOG_TRIPPED)
             self._stopped_at = self._present
 
@@ -209,8 +212,9 @@ class VirtualDynamixel:
 
     def hear(self) -> None:
         """A question passes on the bus, whoever it is for."""
-        self._watch()
-        self._heard_at = self.clock()
+        moment = self.clock()
+        self._watch(moment)
+        self._heard_at = moment
 
     def answer(self, frame: Frame) -> bytes | None:
         """Do what a request to this servo asks; its answer, or None when it gives none."""
@@ -236,7 +240,10 @@ class VirtualDynamixel:
         """Store `data` (address, then bytes) with the effects of the real servo; the error number, 0 when stored."""
         if len(data) < 3:
             return LENGTH
-        address, values = int.from_bytes(data[:2], "little"), data[2:]
+        return self.store(int.from_bytes(data[:2], "little"), data[2:])
+
+    def store(self, address: int, values: bytes) -> int:
+        """The same with the address taken out."""
         end = address + len(values)
         if end > MEMORY:
             return LENGTH
@@ -266,7 +273,9 @@ class VirtualDynamixel:
         """The error number with which the servo refuses `value`, or 0."""
         if register.read_only or (register.address < SRAM_START and self.torque):
             return ACCESS
-        if register.name in GOALS and self.tripped:
+        if register.name not in CHECKED:
+            return 0
+        if self.tripped and register.name in GOALS:
             return RANGE
         match register.name:
             case "id":
@@ -465,14 +474,15 @@ class VirtualDynamixels(VirtualWire[Frame, VirtualDynamixel]):
         if len(data) < 4 or (len(data) - 4) % step:
             return
         slots = {data[at]: data[at + 1 : at + step] for at in range(4, len(data), step)}
+        address = int.from_bytes(data[:2], "little")
         for servo in self.servos:
-            concerning = _obeys(servo) & slots.keys()
+            concerning = [slots[id] for id in _obeys(servo) if id in slots]
             if concerning and self.hears(servo):
-                for id in concerning:
-                    servo.write(data[:2] + slots[id])
+                for values in concerning:
+                    servo.store(address, values)
 
 
-def _obeys(servo: VirtualDynamixel) -> set[int]:
+def _obeys(servo: VirtualDynamixel) -> tuple[int, ...]:
     """The ids whose writes concern it: its own, and the one it shadows."""
     shadow = servo.memory[XSERIES["shadow_id"].address]
-    return {servo.id} if shadow == NO_SHADOW else {servo.id, shadow}
+    return (servo.id,) if shadow in (NO_SHADOW, servo.id) else (servo.id, shadow)
