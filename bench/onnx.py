@@ -49,7 +49,7 @@ def main() -> None:
         print(f"nano preset ({base.id}), {options.threads} thread(s) each, {options.rounds} interleaved rounds\n")
         print(f"{'':24}{'torch eager, ms':>20}{'ONNX Runtime, ms':>20}{'ratio':>8}")
         for batch in (1, 4):
-            for name, sides in parts(base, engine, batch).items():
+            for name, sides in parts(base, engine, batch, options.threads).items():
                 show(f"{name}, batch {batch}", measure(sides, options.rounds))
         swaps = [swap_ms(base, engine, Path(folder), seed) for seed in range(5)]
         error = exported.certificate["max_abs_error"]
@@ -57,10 +57,15 @@ def main() -> None:
         print(f"open and warm up {open_ms:.0f} ms; head delta to a warm engine {np.median(swaps):.0f} ms (of 5)")
 
 
-def parts(base: Bundle, engine: OnnxEngine, size: int) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
+def parts(
+    base: Bundle, engine: OnnxEngine, size: int, threads: int
+) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
     """Part of an inference -> the two that compute it, on the same inputs."""
-    reference, transforms = TorchEngine.load(base), Transforms.of_chain([base])
-    model, config = reference.model, reference.model.config
+    reference, transforms = (
+        TorchEngine.load(base, device="cpu", dtype="fp32", threads=threads),
+        Transforms.of_chain([base]),
+    )
+    model, config, schedule = reference.model, reference.model.config, reference.schedule
     batch = made_up_batch(transforms, config.vision.image_size, config.vocabulary, size)
     arrays = {name: getattr(batch, name) for name in ("images", "image_mask", "tokens", "token_mask")}
     tensors = [torch.from_numpy(array) for array in arrays.values()]
@@ -70,7 +75,10 @@ def parts(base: Bundle, engine: OnnxEngine, size: int) -> dict[str, tuple[Callab
     prefix = model.prefix(*tensors)
     return {
         "prefix": (lambda: model.prefix(*tensors), lambda: engine.prefix.run(arrays)),
-        f"head ({config.steps} steps)": (lambda: model.flow(prefix, state, noise), lambda: engine.head.run(fed)),
+        f"head ({config.steps} steps)": (
+            lambda: model.flow(prefix, state, noise, schedule),
+            lambda: engine.head.run(fed),
+        ),
         "whole": (lambda: reference.infer(batch), lambda: engine.infer(batch)),
     }
 

@@ -27,17 +27,16 @@ class TorchEngine:
     first answer at a shape warms it up (and on CUDA records it); a version is asked for its golden or blank
     observations before it may go live, and the server asks the live one before it is ready.
 
-    Threads: one for a small model, where a second would take a core from the robot's loop for little; one per core
-    for others (bench/engine.py). All that CUDA needs is written and was never run."""
+    Threads: one for a small model (two made nano's chunk 3.1 times as slow), one per core for others (two took 0.60 of
+    one's time at 271 M parameters): bench/engine.py. All that CUDA needs is written and was never run."""
 
     def __init__(self, model: Vla, options: TorchOptions | None = None, place: Place | None = None):
         """`place` is that of the version this one is a delta on. Raises ConfigError for a device that is not there."""
         self.place = place or Place.choose(options or TorchOptions(), model)
         self.model = self.place.settle(model.eval())
         self._thread = ThreadPoolExecutor(1, "torch-engine", torch.set_num_threads, (self.place.threads,))
-        self.schedule: Any = self._thread.submit(
-            self.model.schedule
-        ).result()  # of these weights: a delta makes another
+        # of these weights: a delta makes an engine, and a schedule, of its own
+        self.schedule: Any = self._thread.submit(self.model.schedule).result()
         recorded = self.place.device.type == "cuda"
         self._recordings = Recordings(self.model, self.schedule, CudaRecorder()) if recorded else None
 

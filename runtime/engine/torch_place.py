@@ -15,7 +15,9 @@ from hotpolicy.runtime.model.vla import Vla
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
-SMALL = 50_000_000  # parameters; below this one thread is as fast as two, and leaves the other cores to the robot
+# Parameters; below this one thread, above it one per core. Two threads took 3.1 times as long as one at 1.2 M, and 0.60
+# times at 271 M; nothing between was measured (bench/RESULTS.md).
+SMALL = 50_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +44,8 @@ class Place:
 
     @classmethod
     def choose(cls, options: TorchOptions, model: Vla) -> Place:
-        """`auto` precision is bf16 on CUDA. On the CPU it is bf16 for weights that are stored so, where the processor
-        multiplies bf16 (AVX512-BF16, AMX): elsewhere bf16 was measured 5.6 times slower than fp32. fp32 otherwise.
+        """`auto` precision is bf16 on CUDA; on the CPU for weights that are stored so, where the processor multiplies
+        bf16 (AVX512-BF16, AMX): there it took 0.6 of fp32's time, elsewhere 5.6 times as long. Otherwise it is fp32.
         Raises ConfigError for a device that is not there."""
         there = torch.cuda.is_available()
         if options.device == "cuda" and not there:
