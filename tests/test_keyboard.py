@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotpolicy.robots.sources import HOLD, Beginning, Controlling, Deciding, OperatorSource, SharedSource, Wish
-from hotpolicy.robots.teleop.keyboard import HAND_BACK_S, KeyboardOperator, legend
+from hotpolicy.robots.teleop.controls import HAND_BACK_S
+from hotpolicy.robots.teleop.keyboard import KeyboardOperator, legend
 from hotpolicy.robots.teleop.keys import LONGEST, settle, split_keys
 from hotpolicy.robots.teleop.terminal import ESCAPE_S
 from hotpolicy.runtime.errors import ConfigError
@@ -204,7 +205,7 @@ def test_more_joints_than_keys(person: Person) -> None:
 
 def test_the_legend_names_every_key() -> None:
     assert legend(SPEC)[0] == ("q / a", "pan.pos + / -")
-    assert [keys for keys, _ in legend(SPEC)[6:]] == ["space, tab", "right", "left", "escape", "x"]
+    assert [keys for keys, _ in legend(SPEC)[6:]] == ["space, tab", "p", "right", "left", "escape", "x"]
 
 
 # Episodes -------------------------------------------------------------------------------------------------------------

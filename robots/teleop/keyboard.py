@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hotpolicy.robots.teleop.controls import LEGEND, Controls
 from hotpolicy.robots.teleop.terminal import Terminal
 from hotpolicy.runtime import clock
 from hotpolicy.runtime.errors import ConfigError
@@ -20,18 +21,11 @@ if TYPE_CHECKING:
     from hotpolicy.robots.sources import Decision
 
 PAIRS = tuple(zip("qwertyuio", "asdfghjkl", strict=True))  # up and down, in the order of the joints
-ENDINGS: dict[str, Decision] = {"escape": "stop", "left": "again", "right": "done"}  # the first one pressed holds
-TAKE_OVER = ("space", "tab")
-STOP = "x"  # the emergency stop
 SPEED = {"deg": 30.0, "percent": 60.0}  # per second, of a key that arrives in each tick
-
-# A key that is held repeats after up to this long. Handing back needs a key apart from the one that took over;
-# taking over needs none, and so a key held too long ends with the person in control, never with the policy.
-HAND_BACK_S = 1.0
 
 
 class KeyboardOperator:
-    """Implements robots.robot.Operator; `decision` and `in_control` are what robots.sources asks for.
+    """Implements robots.robot.Operator; `decision`, `in_control` and `paused` are what robots.sources asks for.
 
     The target starts where the arm is seen to be, in every episode and at every take-over, and stays in its range.
     """
@@ -48,39 +42,38 @@ class KeyboardOperator:
         `fd`: the terminal; None: standard input. `on_stop`: called with the reason when the key of the emergency stop
         is pressed. Raises ConfigError, with the terminal untouched."""
         self.spec = spec
-        self.decision: Decision = "done"
-        self.in_control = False  # took over from a policy; of no meaning where nobody else acts
         self._low = np.array([joint.low for joint in spec.joints])
         self._high = np.array([joint.high for joint in spec.joints])
         self._moves = _moves(spec, _steps(spec, step))
         self._target: np.ndarray | None = None  # (joints,); None: wherever the arm is
-        self._stop = False  # asked for between episodes
-        self._toggled_at = -np.inf  # s, when the last key of TAKE_OVER came
-        self._now = now
-        self._on_stop = on_stop
-        self._terminal = Terminal(fd, now)
+        self._controls = Controls(Terminal(fd, now), now, on_stop)
+
+    @property
+    def decision(self) -> Decision:
+        return self._controls.decision
+
+    @property
+    def in_control(self) -> bool:
+        return self._controls.in_control
+
+    @property
+    def paused(self) -> bool:
+        return self._controls.paused
 
     def begin(self, task: str) -> None:
         """A new episode: keys pressed since the last one are void, but for escape."""
-        self._stop = "escape" in self._terminal.pressed()
-        self._target, self.in_control, self.decision = None, False, "done"
+        self._controls.begin()
+        self._target = None
 
     def act(self, observation: Observation) -> np.ndarray | None:
         """(joints,) float32 targets in the units of the spec; None when a key has ended the episode (`decision`), or
         the terminal is gone: then nobody is there, and it is a stop."""
-        keys = self._terminal.pressed()
-        if STOP in keys and self._on_stop is not None:
-            self._on_stop("key x")  # before anything else these keys may say
-        if self._stop or self._terminal.gone:
-            keys.append("escape")
-        for key, decision in ENDINGS.items():
-            if key in keys:
-                self.decision, self._target = decision, None
-                return None
-        for key in keys:
-            if key in TAKE_OVER:
-                self._toggle()
-        if self._target is None:
+        before = self.in_control, self.paused
+        keys = self._controls.press()
+        if keys is None:
+            self._target = None
+            return None
+        if self._target is None or before != (self.in_control, self.paused):
             self._target = observation.state.astype(np.float64)
         for key in dict.fromkeys(keys):  # however fast it repeats, a key is one step a tick
             if key in self._moves:
@@ -90,7 +83,7 @@ class KeyboardOperator:
 
     def close(self) -> None:
         """Give the terminal its settings back."""
-        self._terminal.close()
+        self._controls.close()
 
     def __enter__(self) -> KeyboardOperator:
         return self
@@ -98,26 +91,11 @@ class KeyboardOperator:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _toggle(self) -> None:
-        repeated = self._now() - self._toggled_at < HAND_BACK_S
-        self._toggled_at = self._now()
-        if self.in_control and repeated:
-            return
-        self.in_control = not self.in_control
-        self._target = None
-
 
 def legend(spec: RobotSpec) -> list[tuple[str, str]]:
     """Which key does what, for a screen: (keys, meaning)."""
     joints = [(" / ".join(pair), f"{joint.name} + / -") for pair, joint in zip(PAIRS, spec.joints, strict=False)]
-    return [
-        *joints,
-        ("space, tab", "take over, hand back"),
-        ("right", "episode done"),
-        ("left", "discard, again"),
-        ("escape", "discard, stop"),
-        (STOP, "EMERGENCY STOP: torque off"),
-    ]
+    return [*joints, *LEGEND]
 
 
 def _steps(spec: RobotSpec, step: float | Sequence[float] | None) -> np.ndarray:

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from hotpolicy.robots.teleop.keyboard import STOP
+from hotpolicy.robots.teleop.controls import STOP
 from hotpolicy.robots.teleop.terminal import Terminal
 from hotpolicy.runtime.errors import RobotError
 

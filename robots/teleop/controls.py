@@ -1,0 +1,97 @@
+"""What a person at a terminal decides, whatever moves the arm: how an episode ends, who acts, emergency stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from hotpolicy.robots.teleop.terminal import Terminal
+from hotpolicy.runtime import clock
+
+if TYPE_CHECKING:
+    from hotpolicy.robots.sources import Decision
+
+ENDINGS: dict[str, Decision] = {"escape": "stop", "left": "again", "right": "done"}  # the first one pressed holds
+TAKE_OVER = ("space", "tab")
+PAUSE = "p"
+STOP = "x"  # the emergency stop
+LEGEND = [
+    ("space, tab", "take over, hand back"),
+    (PAUSE, "pause, go on"),
+    ("right", "episode done"),
+    ("left", "discard, again"),
+    ("escape", "discard, stop"),
+    (STOP, "EMERGENCY STOP: torque off"),
+]
+
+# A key that is held repeats after up to this long. Handing back and going on need a key apart from the one before;
+# taking over needs none, and so a key held too long ends with the person in control, never with the policy.
+HAND_BACK_S = 1.0
+
+
+class Controls:
+    """Keys as in LeRobot's recorder, and a few more. Without a terminal nobody decides, and time ends the episodes."""
+
+    def __init__(
+        self,
+        terminal: Terminal | None,
+        now: Callable[[], float] = clock.now,
+        on_stop: Callable[[str], None] | None = None,
+    ):
+        """`on_stop`: called with the reason when the key of the emergency stop is pressed."""
+        self.decision: Decision = "done"
+        self.in_control = False  # took over from a policy; of no meaning where nobody else acts
+        self.paused = False  # nobody acts, the arm holds
+        self._terminal = terminal
+        self._now = now
+        self._on_stop = on_stop
+        self._stop = False  # asked for between episodes
+        self._toggled_at = float("-inf")  # s, when the last key of TAKE_OVER or PAUSE came
+
+    def begin(self) -> None:
+        """A new episode: keys pressed since the last one are void, but for escape and the emergency stop."""
+        keys = self._pressed()
+        self._stop = "escape" in keys
+        self.in_control, self.paused, self.decision = False, False, "done"
+
+    def press(self) -> list[str] | None:
+        """The keys that were pressed since the last call; None when one has ended the episode (`decision`), or the
+        terminal is gone: then nobody is there, and it is a stop."""
+        keys = self._pressed()
+        if self._stop or (self._terminal is not None and self._terminal.gone):
+            keys.append("escape")
+        for key, decision in ENDINGS.items():
+            if key in keys:
+                self.decision = decision
+                return None
+        for key in keys:
+            if key in TAKE_OVER:
+                self._take_over()
+            elif key == PAUSE:
+                self._pause()
+        return keys
+
+    def close(self) -> None:
+        """Give the terminal its settings back."""
+        if self._terminal is not None:
+            self._terminal.close()
+
+    def _pressed(self) -> list[str]:
+        keys = [] if self._terminal is None else self._terminal.pressed()
+        if STOP in keys and self._on_stop is not None:
+            self._on_stop(f"key {STOP}")  # before anything else these keys may say
+        return keys
+
+    def _take_over(self) -> None:
+        repeated = self._repeated()
+        if not (self.in_control and repeated):
+            self.in_control, self.paused = not self.in_control, False
+
+    def _pause(self) -> None:
+        repeated = self._repeated()
+        if not (self.paused and repeated):
+            self.paused, self.in_control = not self.paused, False
+
+    def _repeated(self) -> bool:
+        before, self._toggled_at = self._toggled_at, self._now()
+        return self._toggled_at - before < HAND_BACK_S
