@@ -160,10 +160,10 @@ def fast_head(servos: int, size: int) -> bytes:
 
 def fast_slot(before: int, servo: int, error: int, data: bytes) -> tuple[bytes, int]:
     """What one servo adds to a shared answer, and the CRC with it; `before` is the CRC of what is on the wire."""
-    slot = bytes((error, servo)) + data
+    slot = b"%c%c%b" % (error, servo, data)
     crc = crc16(slot, before)
-    ending = crc.to_bytes(2, "little")
-    return slot + ending, crc16(ending, crc)
+    low, high = crc & 0xFF, crc >> 8
+    return b"%b%c%c" % (slot, low, high), _CRC[crc ^ (low << 8 | high)]
 
 
 def split_frames(buffer: bytes, final: bool = False) -> tuple[list[Frame], bytes]:

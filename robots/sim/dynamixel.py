@@ -37,6 +37,7 @@ MEMORY = 256  # bytes of control table
 OVERLOAD = 1 << 5  # bit of hardware_error
 CLEAR_TURNS = b"\x01\x44\x58\x4c\x22"  # what CLEAR must carry
 RANGE, LENGTH, LIMIT, ACCESS, FAILED, UNKNOWN = 4, 5, 6, 7, 1, 2  # error numbers
+ID, SHADOW, WATCHDOG, ALARM = (XSERIES[name].address for name in ("id", "shadow_id", "bus_watchdog", "hardware_error"))
 TRIPPED = WATCHDOG_TRIPPED & 0xFF  # as it lies in memory
 FAST_HEAD = packets.PREFIX + 1  # bytes of a shared answer before its first slot
 CHECKED = {
@@ -87,7 +88,7 @@ class VirtualDynamixel:
 
     @property
     def id(self) -> int:
-        return self.memory[XSERIES["id"].address]
+        return self.memory[ID]
 
     @property
     def baud(self) -> int:
@@ -150,7 +151,7 @@ class VirtualDynamixel:
     @property
     def tripped(self) -> bool:
         """Whether the bus watchdog has stopped it."""
-        return self.memory[XSERIES["bus_watchdog"].address] == TRIPPED
+        return self.memory[WATCHDOG] == TRIPPED
 
     def overload(self) -> None:
         """Its protection trips now: torque off, until it is rebooted."""
@@ -203,17 +204,17 @@ class VirtualDynamixel:
 
     def _watch(self, moment: float) -> None:
         """The bus watchdog: it counts while torque is on."""
-        units = self.memory[XSERIES["bus_watchdog"].address]
+        units = self.memory[WATCHDOG]
         if 0 < units < 0x80 and self.torque and moment - self._heard_at > units * WATCHDOG_UNIT_S:
             self.poke("bus_watchdog", WATCHDOG_TRIPPED)
             self._stopped_at = self._present
 
     # What the bus sees ------------------------------------------------------------------------------------------------
 
-    def hear(self) -> None:
+    def hear(self, moment: float) -> None:
         """A question passes on the bus, whoever it is for."""
-        moment = self.clock()
-        self._watch(moment)
+        if self.memory[WATCHDOG]:
+            self._watch(moment)
         self._heard_at = moment
 
     def answer(self, frame: Frame) -> bytes | None:
@@ -227,7 +228,7 @@ class VirtualDynamixel:
 
     @property
     def alert(self) -> int:
-        return ALERT if self.memory[XSERIES["hardware_error"].address] else 0
+        return ALERT if self.memory[ALARM] else 0
 
     def window(self, address: int, size: int) -> bytes:
         """What a read of these addresses gives."""
@@ -431,10 +432,11 @@ class VirtualDynamixels(VirtualWire[Frame, VirtualDynamixel]):
     def answers(self, frame: Frame) -> Iterable[tuple[VirtualDynamixel, bytes | None]]:
         if frame.code == Instruction.STATUS:
             return
+        moment = self._clock()
         deaf = [fault for fault in self.faults if fault.kind == "silent"]
         for servo in self.servos:
-            if not any(fault.concerns(servo.id) for fault in deaf):
-                servo.hear()
+            if not deaf or not any(fault.concerns(servo.id) for fault in deaf):
+                servo.hear(moment)
         if frame.code == Instruction.SYNC_WRITE:
             self._sync_write(frame.data)
         elif frame.code == Instruction.SYNC_READ:
@@ -484,5 +486,5 @@ class VirtualDynamixels(VirtualWire[Frame, VirtualDynamixel]):
 
 def _obeys(servo: VirtualDynamixel) -> tuple[int, ...]:
     """The ids whose writes concern it: its own, and the one it shadows."""
-    shadow = servo.memory[XSERIES["shadow_id"].address]
+    shadow = servo.memory[SHADOW]
     return (servo.id,) if shadow in (NO_SHADOW, servo.id) else (servo.id, shadow)

@@ -112,6 +112,8 @@ class VirtualWire(ABC, Generic[Frame, Servo]):
 
     def hears(self, servo: Servo) -> bool:
         """Whether a question reaches this servo at all."""
+        if self._rate is None and not self.faults:
+            return True
         return (self._rate is None or servo.baud == self._rate) and self.active("silent", servo.id) is None
 
     # Bytes ------------------------------------------------------------------------------------------------------------
