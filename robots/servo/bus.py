@@ -240,16 +240,19 @@ class ServoBus:
             until = min(until, limit)
         self.counts.questions += 1
         self._port.send(request)
-        lacking, raw = expected + (len(request) if self.echo else 0), b""
+        lacking, raw, echoed = expected + (len(request) if self.echo else 0), b"", False
         while True:
             more = self._port.receive(lacking, max(until - now(), 0.0))
             raw += more
-            answers, lacking, echoed = sort_reply(raw, question, self.protocol, self.echo)
+            if self.echo is False:
+                answers, lacking = self.protocol.sort(question, raw)
+            else:
+                answers, lacking, echoed = sort_reply(raw, question, self.protocol, self.echo)
             if not lacking or not more:
                 break
         if lacking:
             self.counts.damaged += bool(raw)
-        else:
+        elif echoed is not self.echo:
             self.echo = echoed
         if raw and (lacking or len(raw) != expected):
             self._look_for_strangers(raw, answers)
@@ -273,15 +276,15 @@ class ServoBus:
 def sort_reply(
     raw: bytes, question: Question, protocol: Protocol, echo: bool | None
 ) -> tuple[dict[int, Reply], int, bool]:
-    """The answers to `question` in the bytes read so far; how many bytes to wait for (0: all is there); whether the
-    adapter echoed the request.
+    """Where an adapter echoes, or may (`echo` is None): the answers to `question` in the bytes read so far; how many
+    bytes to wait for (0: all is there); whether the adapter echoed the request.
 
-    An echoed Feetech ping is also a valid answer, of a servo with a voltage error. So until an adapter is known (`echo`
-    is None) bytes equal to the request are an echo, and what may become one is waited for.
+    An echoed Feetech ping is also a valid answer, of a servo with a voltage error. So until an adapter is known bytes
+    equal to the request are an echo, and what may become one is waited for.
     """
     request = question.request
-    at = -1 if echo is False else raw.find(request)
-    if at < 0 and (echo or (echo is None and request.startswith(raw))):
+    at = raw.find(request)
+    if at < 0 and (echo or request.startswith(raw)):
         return {}, max(1, len(request) + question.expected - len(raw)), False
     answers, lacking = protocol.sort(question, raw[at + len(request) :] if at >= 0 else raw)
     return answers, lacking, at >= 0

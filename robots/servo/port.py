@@ -91,50 +91,48 @@ class Port:
 
     def send(self, data: bytes) -> None:
         """Throw away input that nobody asked for, then write. Raises BusLost."""
-        port = self._opened()
+        port, fd = self._serial, self._fd
+        if port is None:
+            raise BusLost(f"port {self.name}: not open")
         try:
-            if self._fd is None:
+            if fd is None:
                 port.reset_input_buffer()
                 port.write(data)
             else:
-                tcflush(self._fd, TCIFLUSH)
-                if os.write(self._fd, data) != len(data):
+                tcflush(fd, TCIFLUSH)
+                if os.write(fd, data) != len(data):
                     raise OSError(EIO, "the port takes no more bytes")
         except TROUBLE as error:
             raise self._lost(error) from error
 
     def receive(self, size: int, timeout_s: float) -> bytes:
         """`size` bytes, or those there are after `timeout_s`. Raises BusLost."""
-        port = self._opened()
+        port, fd = self._serial, self._fd
+        if port is None:
+            raise BusLost(f"port {self.name}: not open")
         try:
-            if self._fd is None:
-                if port.timeout is None or abs(port.timeout - timeout_s) > TIMEOUT_STEP_S:
-                    port.timeout = timeout_s
-                return bytes(port.read(size))
-            return self._read(self._fd, size, timeout_s)
+            if fd is not None:
+                return self._read(fd, size, timeout_s)
+            if port.timeout is None or abs(port.timeout - timeout_s) > TIMEOUT_STEP_S:
+                port.timeout = timeout_s
+            return bytes(port.read(size))
         except TROUBLE as error:
             raise self._lost(error) from error
 
     def _read(self, fd: int, size: int, timeout_s: float) -> bytes:
         data, until = b"", 0.0
-        while True:
-            if not self._poll.poll(timeout_s * 1000):
-                return data
+        while self._poll.poll(timeout_s * 1000):
             more = os.read(fd, size - len(data))
             if not more:
                 raise OSError(EIO, "the port reports bytes and has none: unplugged, or another program reads it too")
             data += more
-            if len(data) >= size:
-                return data
+            if len(data) == size:
+                break
             until = until or now() + timeout_s
             timeout_s = until - now()
             if timeout_s <= 0:
-                return data
-
-    def _opened(self) -> serial.Serial:
-        if self._serial is None:
-            raise BusLost(f"port {self.name}: not open")
-        return self._serial
+                break
+        return data
 
     def _lost(self, error: Exception) -> BusLost:
         self.close()
