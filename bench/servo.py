@@ -11,6 +11,7 @@ is compared with what the bytes of a cycle alone would allow: nothing is waited 
 from __future__ import annotations
 
 import argparse
+import os
 import select
 import subprocess
 import sys
@@ -188,10 +189,10 @@ def serve(row: Row, link: Path, baud: int | None) -> None:
 
 
 @contextmanager
-def device(name: str, baud: int | None) -> Iterator[str]:
+def device(name: str, baud: int | None, core: int) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         link = Path(folder) / "arm"
-        command = [sys.executable, __file__, "--serve", name, str(link), str(baud or 0)]
+        command = [sys.executable, __file__, "--serve", name, str(link), str(baud or 0), str(core)]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
             try:
                 assert process.stdout is not None
@@ -226,7 +227,7 @@ def show(name: str, taken: np.ndarray, cpu: np.ndarray) -> float:
     """One line of the table; the median cycle, s."""
     p10, p50, p99 = np.percentile(taken, (10, 50, 99))
     cells = "".join(f"{value * 1e6:>9.0f}" for value in (p10, p50, p99, np.median(cpu)))
-    print(f"{name:28}{cells}{1 / p50:>9.0f}")
+    print(f"{name:34}{cells}{1 / p50:>9.0f}")
     return float(p50)
 
 
@@ -235,27 +236,44 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--cycles", type=int, default=100)
     parser.add_argument("--only", nargs="*", choices=ROWS)
-    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        name, link, baud = options.serve
+        name, link, baud, core = options.serve
+        os.sched_setaffinity(0, {int(core)})
         serve(ROWS[name], Path(link), int(baud) or None)
         return
     print(f"{options.rounds} rounds of {options.cycles} cycles, in turn\n")
-    print(f"{'us per cycle':28}{'p10':>9}{'p50':>9}{'p99':>9}{'CPU p50':>9}{'Hz':>9}")
+    print(f"{'us per cycle':34}{'p10':>9}{'p50':>9}{'p99':>9}{'CPU p50':>9}{'Hz':>9}")
     for name in options.only or ROWS:
-        row = ROWS[name]
-        with device(name, None) as port:
+        compare(name, ROWS[name], options)
+
+
+def compare(name: str, row: Row, options: argparse.Namespace) -> None:
+    """All lines of one family: by where the two processes run, then with a wire that takes its time."""
+    cores = sorted(os.sched_getaffinity(0))
+    for place, theirs in {"one core": cores[0], "a core each": cores[-1]}.items():
+        with device(name, None, theirs) as port, pinned(cores[0]):
             taken, cpu = measure(port, [row.ours, row.sdk], options.rounds, options.cycles)
-        ours, sdk = show(f"{name}, ours", taken[0], cpu[0]), show(f"{name}, SDK", taken[1], cpu[1])
-        share = np.median(cpu[0]) / np.median(cpu[1])
-        with device(name, BAUD) as port:
-            taken, cpu = measure(port, [row.ours, row.sdk], max(options.rounds // 3, 1), options.cycles)
-        paced = show(f"{name}, ours, 1 Mbaud", taken[0], cpu[0])
-        show(f"{name}, SDK, 1 Mbaud", taken[1], cpu[1])
-        limit, spared = row.cycle_bytes * BITS_PER_BYTE / BAUD, np.median(cpu[0]) / np.median(cpu[1])
-        print(f"    rate {sdk / ours:.2f} x the SDK's, CPU {share:.2f} of the SDK's")
-        print(f"    at 1 Mbaud {limit / paced:.0%} of the wire's {1 / limit:.0f} Hz, CPU {spared:.2f} of the SDK's\n")
+        ours, sdk = show(f"{name}, ours, {place}", taken[0], cpu[0]), show(f"{name}, SDK, {place}", taken[1], cpu[1])
+        print(f"    rate {sdk / ours:.2f} x the SDK's, CPU {np.median(cpu[0]) / np.median(cpu[1]):.2f} of the SDK's")
+    with device(name, BAUD, cores[-1]) as port, pinned(cores[0]):
+        taken, cpu = measure(port, [row.ours, row.sdk], max(options.rounds // 3, 1), options.cycles)
+    paced = show(f"{name}, ours, 1 Mbaud", taken[0], cpu[0])
+    show(f"{name}, SDK, 1 Mbaud", taken[1], cpu[1])
+    limit, spared = row.cycle_bytes * BITS_PER_BYTE / BAUD, np.median(cpu[0]) / np.median(cpu[1])
+    print(f"    {limit / paced:.0%} of the wire's {1 / limit:.0f} Hz, CPU {spared:.2f} of the SDK's\n")
+
+
+@contextmanager
+def pinned(core: int) -> Iterator[None]:
+    """This process on one core: where the scheduler puts two processes that wake each other decides half the time."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 if __name__ == "__main__":
