@@ -58,13 +58,25 @@ def join(parts: Sequence[Samples]) -> Samples:
 
 
 def of_episode(episode: Episode, images: ImageSlots, horizon: int) -> Samples:
-    """Every frame with the next `horizon` actions; past the end the last action is repeated."""
+    """Every frame that teaches, with the next `horizon` actions; past the end the last action is repeated."""
+    spans = taught(episode.intervention)
+    frames = np.concatenate([np.arange(span.start, span.stop) for span in spans])
     return Samples(
-        images=np.stack([images.fit(episode.images[name]) for name in images.cameras], axis=1),
-        state=np.asarray(episode.state, np.float32),
-        actions=chunks(np.asarray(episode.action, np.float32), horizon),
-        tasks=np.array([episode.task] * len(episode)),
+        images=np.stack([images.fit(episode.images[name][frames]) for name in images.cameras], axis=1),
+        state=np.asarray(episode.state[frames], np.float32),
+        actions=np.concatenate([chunks(np.asarray(episode.action[span], np.float32), horizon) for span in spans]),
+        tasks=np.array([episode.task] * len(frames)),
     )
+
+
+def taught(intervention: np.ndarray) -> list[slice]:
+    """Which frames a policy should learn from: of an episode in which a person took over ((frames,) bool) each
+    correction, as an episode of its own, and not what the policy did to need it (HG-DAgger, Kelly et al. 2019,
+    arXiv 1810.02890); of any other all of them."""
+    if not intervention.any():
+        return [slice(0, len(intervention))]
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], intervention, [False])).astype(np.int8)))
+    return [slice(int(start), int(stop)) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def chunks(actions: np.ndarray, horizon: int) -> np.ndarray:

@@ -64,6 +64,7 @@ class Profile:
     rate_hz: float  # control ticks per second
     arms: tuple[ArmProfile, ...]  # one; or left and right of a pair, with joints left_... and right_...; or a plug-in's
     plugin: PluginUse | None  # an arm of another package; there are no `arms` then
+    leader: tuple[ArmProfile, ...]  # the arm, or pair, that a person moves to show what to do; empty: none
     teleoperators: Mapping[str, PluginUse]  # of other packages, by plug-in name
     joints: tuple[JointProfile, ...]
     cameras: tuple[CameraProfile, ...]
@@ -118,6 +119,7 @@ def load_profile(name: str | Path) -> Profile:
         rate_hz=fields.number("rate_hz", above=0, at_most=1000, unit="Hz"),
         arms=() if plugin else _arms(file, section),
         plugin=plugin,
+        leader=_arms(file, fields.section("leader"), "so101_leader") if fields.has("leader") else (),
         teleoperators=_teleoperators(fields),
         joints=joints,
         cameras=_cameras(fields.section("cameras")),
@@ -151,16 +153,18 @@ def _teleoperators(fields: Fields) -> dict[str, PluginUse]:
     return {name: PluginUse(name, section.options(name)) for name in section.left()}
 
 
-def _arms(file: Path, section: Fields) -> tuple[ArmProfile, ...]:
+def _arms(file: Path, section: Fields, kind: str = "so101_follower") -> tuple[ArmProfile, ...]:
     if not section.has("left"):
-        return (_arm(file, section),)
-    return (_arm(file, section.section("left")), _arm(file, section.section("right")))
+        return (_arm(file, section, kind),)
+    pair = _arm(file, section.section("left"), kind), _arm(file, section.section("right"), kind)
+    section.done()
+    return pair
 
 
-def _arm(file: Path, arm: Fields) -> ArmProfile:
+def _arm(file: Path, arm: Fields, kind: str) -> ArmProfile:
     from hotpolicy.robots.arms.catalogue import ARMS
 
-    table = ARMS[arm.text("kind", choices=tuple(ARMS)) if arm.has("kind") else "so101_follower"]
+    table = ARMS[arm.text("kind", choices=tuple(ARMS)) if arm.has("kind") else kind]
     profile = ArmProfile(table.name, arm.text("port"), _baudrate(arm, table), _calibration(file, arm, table))
     arm.done()
     return profile

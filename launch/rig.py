@@ -162,20 +162,25 @@ def virtual_profile(folder: Path, number: int, endpoint: str, control: str) -> P
 
 def _connect(profile: Profile, undo: ExitStack) -> Arm:
     """The arm, or both; whoever unwinds `undo` closes them."""
+    if profile.plugin is not None:
+        made = make_arm(profile.plugin, profile.spec)
+        undo.callback(made.close)
+        return made
+    return connect_arms(profile.arms, profile.spec, undo)
+
+
+def connect_arms(arms: Sequence[ArmProfile], spec: RobotSpec | None, undo: ExitStack) -> ServoArm | BimanualArm:
+    """One arm, or two as one; whoever unwinds `undo` closes them."""
 
     def opened(arm: ArmProfile, spec: RobotSpec | None) -> ServoArm:
         one = connect(arm.port, arm.calibration, table=ARMS[arm.kind], spec=spec, timing=_timing(arm))
         undo.callback(one.close)
         return one
 
-    if profile.plugin is not None:
-        made = make_arm(profile.plugin, profile.spec)
-        undo.callback(made.close)
-        return made
-    if len(profile.arms) == 1:
-        return opened(profile.arms[0], profile.spec)
-    left, right = (opened(arm, None) for arm in profile.arms)
-    return BimanualArm(left, right, profile.spec)
+    if len(arms) == 1:
+        return opened(arms[0], spec)
+    left, right = (opened(arm, None) for arm in arms)
+    return BimanualArm(left, right, spec)
 
 
 def _arrived(arm: Arm) -> Callable[[], object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +39,10 @@ def run(
     ] = "chunk",
     endpoint: Annotated[str | None, typer.Option(help="The server's data socket. Default: the profile's.")] = None,
     record: Annotated[Path | None, typer.Option(help="Also record the episodes into this dataset folder.")] = None,
+    teleop: Annotated[
+        str | None,
+        typer.Option(help="Who may take over from the policy, correct it and hand back: keyboard, leader, a plug-in."),
+    ] = None,
     release: Release = False,
     as_json: AsJson = False,
 ) -> None:
@@ -54,7 +58,7 @@ def run(
         require_fit(client.hello().spec, profile.spec)
         with Rig.open(profile) as rig:
             source = policy_source(rig, client, replan)
-            with stop_key(rig):
+            with taking_over(rig, source, teleop) as source, stop_key(rig, teleop):
                 drive(rig, task, source, episodes, seed, longest_s, record=record, release=release, as_json=as_json)
 
 
@@ -115,9 +119,22 @@ def feeding(rig: Rig, record: Path | None, viewer: Subscriber | None) -> Iterato
 
 
 @contextmanager
-def stop_key(rig: Rig) -> Iterator[None]:
+def taking_over(rig: Rig, policy: Source, teleop: str | None) -> Iterator[Source]:
+    """The policy, and a person beside it who can take over, if `teleop` says by what."""
+    if teleop is None:
+        yield policy
+        return
+    from hotpolicy.launch.teleop import operator
+    from hotpolicy.robots.sources import SharedSource
+
+    with closing(operator(rig, teleop)) as person:
+        yield SharedSource(policy, person)
+
+
+@contextmanager
+def stop_key(rig: Rig, teleop: str | None) -> Iterator[None]:
     """Where there is a terminal and nobody else reads it, its key x is the emergency stop."""
-    if not sys.stdin.isatty():
+    if teleop is not None or not sys.stdin.isatty():
         yield
         return
     from hotpolicy.robots.teleop.stop_key import StopKey

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +16,9 @@ from hotpolicy.launch.teleop import Teleop, collect
 from hotpolicy.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
+    from hotpolicy.finetune.recorder import Recorder
     from hotpolicy.launch.rig import Rig
+    from hotpolicy.runtime.messages import Step
 
 FILE = "session.json"
 
@@ -58,6 +61,12 @@ def session(
     tries: Annotated[int, typer.Option(min=0, help="Episodes by the policy after each round, over all tasks.")] = 8,
     strategy: Annotated[str, typer.Option(help="What learns: heads, expert, top-N, full or progressive.")] = "expert",
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps in each round, 32 frames each.")] = 350,
+    take_over: Annotated[
+        str | None,
+        typer.Option(
+            help="Who may correct the policy while it is tried: keyboard, leader, a plug-in. It learns of it."
+        ),
+    ] = None,
     trials: Annotated[
         int | None,
         typer.Option(min=0, help="Episodes of the gate's success check. Default: 20 with a virtual arm, else none."),
@@ -97,7 +106,9 @@ def session(
                 return
             verdict = learn(folder, tuning, seed + number)
             (state.published if verdict["passed"] else state.refused).append(verdict["version"])
-            state.tried.append(attempt(rig, task, tries, seed + 100_000 * number))
+            with Recorder.open(folder / "dataset", rig.profile.spec) as recorder:
+                corrections = Corrections(recorder)
+                state.tried.append(attempt(rig, task, tries, seed + 100_000 * number, take_over, corrections))
             state.rounds = number
             state.save(folder)
             word = "published" if verdict["passed"] else f"refused: {'; '.join(verdict['reasons'])}"
@@ -120,15 +131,51 @@ def learn(folder: Path, options: Sequence[str], seed: int) -> dict[str, Any]:
     return sealed
 
 
-def attempt(rig: Rig, tasks: Sequence[str], tries: int, seed: int) -> list[int]:
-    """[successes, episodes] of the served policy. Where nobody can judge, nothing is counted as a success."""
-    from hotpolicy.launch.run import policy_source
+class Corrections:
+    """Records the episodes of a policy in which a person took over, and no other. A robots.feed.Subscriber."""
+
+    def __init__(self, recorder: Recorder):
+        self._recorder = recorder
+        self.corrected = False  # the last episode
+
+    def begin(self, task: str) -> None:
+        self.corrected = False
+        self._recorder.begin(task)
+
+    def step(self, step: Step) -> None:
+        self.corrected |= step.intervention
+        self._recorder.step(step)
+
+    def save(self, success: bool | None = None) -> None:
+        if self.corrected:
+            self._recorder.save(success)
+        else:
+            self._recorder.discard()
+
+    def discard(self) -> None:
+        self._recorder.discard()
+
+
+def attempt(
+    rig: Rig, tasks: Sequence[str], tries: int, seed: int, take_over: str | None, corrections: Corrections
+) -> list[int]:
+    """[successes, episodes] of the served policy; one that had to be corrected is none, and one that nobody can judge
+    neither. With `take_over` corrections are recorded, and escape ends the tries."""
+    from hotpolicy.launch.run import policy_source, taking_over
+    from hotpolicy.robots.feed import Feed
     from hotpolicy.runtime.client import PolicyClient
 
-    wins = 0
-    with PolicyClient(rig.profile.endpoint) as client:
+    wins = done = 0
+    with PolicyClient(rig.profile.endpoint) as client, ExitStack() as open_feeds:
+        source = open_feeds.enter_context(taking_over(rig, policy_source(rig, client, replan=4), take_over))
+        feeds = [Feed(corrections, when_full="wait" if rig.stepped else "fail")] if take_over else []
+        for feed in feeds:
+            open_feeds.callback(feed.close)
         for index in range(tries):
             instruction = tasks[index % len(tasks)]
             rig.set_scene(instruction, seed + index)
-            wins += bool(rig.episode(instruction, policy_source(rig, client, replan=4)).success)
-    return [wins, tries]
+            report = rig.episode(instruction, source, feeds)
+            if report.end == "stop":
+                break
+            wins, done = wins + bool(report.success and not corrections.corrected), done + 1
+    return [wins, done]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
 LINGER = 2  # ticks recorded after success: the end of a demonstration is to stand still there
 WIDEST = 64  # characters across a picture in the terminal
+FOLLOW_S = 0.3  # of its joints' ranges a leader moves in a second while it follows
 LONGEST_S = 60.0  # of a person's episode
 
 Teleop = Annotated[
-    str, typer.Option(help="Who acts: scripted (virtual arm only), or keyboard (you, in this terminal).")
+    str,
+    typer.Option(help="Who acts: scripted (virtual arm only), keyboard (you, in this terminal), leader, or a plug-in."),
 ]
 
 
@@ -46,12 +48,38 @@ def operator(rig: Rig, teleop: str) -> Operator:
         for keys, meaning in legend(rig.profile.spec):
             typer.echo(f"  {keys:<10}  {meaning}", err=True)
         return person
+    if teleop == "leader":
+        return _leader(rig)
     from hotpolicy.robots.plugins import PluginUse, available, make_operator
 
     if teleop in available("teleoperators"):
         return make_operator(rig.profile.teleoperators.get(teleop, PluginUse(teleop, {})), rig.profile.spec)
     others = "".join(f", {name}" for name in available("teleoperators"))
-    raise ConfigError(f"teleop: expected scripted, keyboard{others}, got {teleop!r}")
+    raise ConfigError(f"teleop: expected scripted, keyboard, leader{others}, got {teleop!r}")
+
+
+def _leader(rig: Rig) -> Operator:
+    """The profile's leader arm, with keys where there is a terminal. Raises ConfigError when the profile has none."""
+    from hotpolicy.launch.rig import connect_arms
+    from hotpolicy.robots.limits import LimitedArm, Limits
+    from hotpolicy.robots.teleop.controls import LEGEND, Controls
+    from hotpolicy.robots.teleop.leader import LeaderOperator
+    from hotpolicy.robots.teleop.terminal import Terminal
+
+    profile = rig.profile
+    if not profile.leader:
+        raise ConfigError(f"{profile.file}: leader: missing, expected kind, port, baudrate and calibration of one")
+    with ExitStack() as undo:
+        bare = connect_arms(profile.leader, None, undo)
+        # It follows no faster than a hand can stop it.
+        steps = [FOLLOW_S * (joint.high - joint.low) / profile.rate_hz for joint in bare.spec.joints]
+        leader = LimitedArm(bare, Limits.of(bare.spec, steps))
+        terminal = Terminal() if sys.stdin.isatty() else None
+        person = LeaderOperator(leader, profile.spec, Controls(terminal, on_stop=rig.arm.stop))
+        undo.pop_all()
+    for keys, meaning in LEGEND if terminal else ():
+        typer.echo(f"  {keys:<10}  {meaning}", err=True)
+    return person
 
 
 def collect(rig: Rig, recorder: Recorder, teleop: str, tasks: Sequence[str], wanted: int, seed: int) -> bool:

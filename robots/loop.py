@@ -40,6 +40,7 @@ class EpisodeReport:
     held: int  # ticks without an action fit to send, in which the arm was held
     stale: int  # of those, ticks in which a joint did not answer
     late: int  # ticks that came later than the rate allows
+    paused: int  # ticks beside those, in which a person had halted everything
     longest_s: float  # from looking to having told everyone, in the slowest tick
     seconds: float  # the whole episode
     versions: tuple[str, ...]  # policy versions that acted, in order of appearance
@@ -55,6 +56,7 @@ class _Tally:
     held: int = 0
     stale: int = 0
     late: int = 0
+    paused: int = 0
     ticks: int = 0
     longest_s: float = 0.0
     versions: dict[str, None] = field(default_factory=dict)  # an ordered set
@@ -92,7 +94,7 @@ class ControlLoop:
             raise
         return EpisodeReport(
             task=task, end=end, success=success, ticks=tally.ticks, held=tally.held, stale=tally.stale, late=tally.late,
-            longest_s=tally.longest_s, seconds=now() - started, versions=tuple(tally.versions),
+            paused=tally.paused, longest_s=tally.longest_s, seconds=now() - started, versions=tuple(tally.versions),
         )  # fmt: skip
 
     def _drive(
@@ -101,10 +103,11 @@ class ControlLoop:
         verdict: bool | None = None
         left = max_ticks
         while left > 0:
+            paused = tally.paused
             if not self._tick(task, source, tally):
                 decision = source.decision()
                 return decision, _success(decision) if judge is None else bool(verdict)
-            left -= 1
+            left -= tally.paused == paused
             if verdict is None and judge is not None and (verdict := judge()) is not None:
                 left = min(left, linger)
         return ("limit", None if judge is None else False) if verdict is None else ("judged", verdict)
@@ -121,6 +124,10 @@ class ControlLoop:
         if wish is None:
             return False
         sent = self._send(wish, state, tally)
+        if wish.pause:  # nobody learns from it, and no time of the episode passes
+            tally.paused += 1
+            self.pacer.wait()
+            return True
         requested = sent if wish.action is None else wish.action.astype(np.float32)
         step = Step(observation, requested, sent, wish.version, wish.intervention)
         for feed in self.feeds:
@@ -137,9 +144,9 @@ class ControlLoop:
         if wish.action is not None and not state.stale:
             self._held_at = None
             return self.arm.send(wish.action)
-        tally.held += 1
+        tally.held += not wish.pause
         tally.stale += bool(state.stale)
-        if wish.intervention and not state.stale:  # a person pauses: that is no want of actions
+        if wish.pause and not state.stale:  # on purpose: that is no want of actions
             moved = None
             if self._held_at is None:
                 self.arm.hold()

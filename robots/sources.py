@@ -24,6 +24,7 @@ class Wish:
     action: np.ndarray | None  # (joints,) absolute targets, units of the RobotSpec; None: hold
     version: str | None = None  # policy bundle that asked for it
     intervention: bool = False  # a person took over from a policy
+    pause: bool = False  # a person has halted everything: hold, and let nobody learn from this tick
 
 
 HOLD = Wish(None)
@@ -51,6 +52,20 @@ class Controlling(Protocol):
     """An operator who can take over from a policy and hand back."""
 
     in_control: bool
+
+
+@runtime_checkable
+class Pausing(Protocol):
+    """An operator who can halt everything for a while."""
+
+    paused: bool
+
+
+@runtime_checkable
+class Following(Protocol):
+    """An operator whose device goes along while somebody else drives."""
+
+    def follow(self, state: np.ndarray) -> None: ...  # (joints,) where the arm is
 
 
 @runtime_checkable
@@ -148,16 +163,17 @@ class SteppedPolicySource:
 
 
 class SharedSource:
-    """A policy acts until a person takes over, and again once they hand back; their actions count as interventions."""
+    """A policy acts until a person takes over, and again once they hand back; their actions count as interventions.
+    A pause holds the arm; whoever goes on starts from there."""
 
     def __init__(self, policy: Source, operator: Operator):
         self.policy = policy
         self.operator = operator
         self._task = ""
-        self._human = False
+        self._fresh = True  # what the policy has planned still holds
 
     def begin(self, task: str) -> None:
-        self._task, self._human = task, False
+        self._task, self._fresh = task, True
         _begin(self.operator, task)
         self.policy.begin(task)
 
@@ -165,11 +181,18 @@ class SharedSource:
         target = self.operator.act(observation)  # always: it is how keys are read
         if target is None:
             return None
-        human = isinstance(self.operator, Controlling) and self.operator.in_control
-        if self._human and not human:
+        if isinstance(self.operator, Pausing) and self.operator.paused:
+            self._fresh = False
+            return Wish(None, pause=True)
+        if isinstance(self.operator, Controlling) and self.operator.in_control:
+            self._fresh = False
+            return Wish(target, intervention=True)
+        if not self._fresh:
             self.policy.begin(self._task)  # what it planned before the correction is out of date
-        self._human = human
-        return Wish(target, intervention=True) if human else self.policy.act(observation)
+            self._fresh = True
+        if isinstance(self.operator, Following):
+            self.operator.follow(observation.state)
+        return self.policy.act(observation)
 
     def decision(self) -> Decision:
         return self.operator.decision if isinstance(self.operator, Deciding) else "done"
