@@ -125,10 +125,11 @@ class DynamixelSdk:
         for servo in SIX:
             self.reader.addParam(servo)
             self.writer.addParam(servo, [0, 0, 0, 0])
+        self.read = self.reader.fastSyncRead
 
     def cycle(self, goal: int) -> None:
-        if self.reader.fastSyncRead() != self.success:
-            raise RuntimeError("fast sync read failed")
+        if self.read() != self.success:
+            raise RuntimeError("sync read failed")
         positions = {servo: self.reader.getData(servo, 132, 4) for servo in SIX}
         if len(positions) != len(SIX):
             raise RuntimeError("positions missing")
@@ -139,6 +140,14 @@ class DynamixelSdk:
 
     def close(self) -> None:
         self.port.closePort()
+
+
+class DynamixelSdkSync(DynamixelSdk):
+    """The same without fast sync reads, as most programs use it, LeRobot among them."""
+
+    def __init__(self, port: str):
+        super().__init__(port)
+        self.read = self.reader.txRxPacket
 
 
 def _patient(handler: type) -> type:
@@ -168,13 +177,16 @@ def _dynamixel(servo: int) -> VirtualDynamixel:
     return virtual
 
 
+def _dynamixels() -> VirtualDynamixels:
+    return VirtualDynamixels(map(_dynamixel, SIX))
+
+
 ROWS = {
     "feetech": Row(
         Ours, FeetechSdk, lambda: VirtualBus(VirtualServo(servo) for servo in SIX), cycle_bytes=14 + 6 * 8 + 26
     ),
-    "dynamixel": Row(
-        OursDynamixel, DynamixelSdk, lambda: VirtualDynamixels(map(_dynamixel, SIX)), cycle_bytes=20 + 56 + 44
-    ),
+    "dynamixel": Row(OursDynamixel, DynamixelSdk, _dynamixels, cycle_bytes=20 + 56 + 44),
+    "dynamixel-sync": Row(OursDynamixel, DynamixelSdkSync, _dynamixels, cycle_bytes=20 + 56 + 44),
 }
 
 
