@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -26,11 +28,14 @@ from hotpolicy.robots.sim.client import LockStep, VirtualCamera, VirtualWorld
 from hotpolicy.robots.sim.tasks import Task
 from hotpolicy.robots.sources import Source
 from hotpolicy.robots.stop import FileLatch, Sentry
-from hotpolicy.runtime.clock import Rate
-from hotpolicy.runtime.errors import ConfigError
+from hotpolicy.runtime.clock import Deadline, Rate
+from hotpolicy.runtime.errors import BusBusy, BusLost, ConfigError
 from hotpolicy.runtime.messages import CameraSpec, RobotSpec
 
 DEFAULT_EPISODE_S = 30.0
+COME_BACK_S, LOOK_S = 20.0, 0.5  # how long an unplugged arm is waited for, and how often it is looked for
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -90,6 +95,22 @@ class Rig:
         else:
             ticks = Task.parse(task).time_limit
         return loop.run(task, source, ticks, self._judge if self.world else None, linger)
+
+    def recover(self, lost: BusLost) -> None:
+        """Wait for an arm that was unplugged to be plugged in again, verify it, and switch it on where it is now.
+        Raises `lost` when it does not come back, and what verifying it raises."""
+        log.error("%s; waiting %g s for it to come back", lost, COME_BACK_S)
+        until = Deadline.after(COME_BACK_S)
+        while True:
+            time.sleep(LOOK_S)
+            try:
+                self.arm.reconnect()
+                break
+            except (BusLost, BusBusy):  # busy: its old device name is another's meanwhile
+                if until.passed():
+                    raise lost from None
+        self.arm.torque(True)
+        log.warning("the arm is back")
 
     def park(self) -> None:
         """Raises StopUnconfirmed when a second Ctrl-C could not freeze the arm."""

@@ -12,7 +12,7 @@ import typer
 
 from hotpolicy.launch import console
 from hotpolicy.launch.options import ROBOT, AsJson, Episodes, LongestS, Release, Robot, Seed, Task
-from hotpolicy.runtime.errors import ConfigError
+from hotpolicy.runtime.errors import BusLost, ConfigError
 
 if TYPE_CHECKING:
     from hotpolicy.launch.rig import Rig
@@ -83,7 +83,11 @@ def drive(
         kept = 0
         while kept < episodes:
             rig.set_scene(task, seed + len(reports))
-            report = rig.episode(task, source, feeds, longest_s, linger)
+            try:
+                report = rig.episode(task, source, feeds, longest_s, linger)
+            except BusLost as lost:  # unplugged: that episode is discarded, and begun again once the arm is back
+                rig.recover(lost)
+                continue
             reports.append(report)
             kept += report.kept
             if report.end == "stop":
@@ -179,6 +183,7 @@ def episode_row(index: int, report: EpisodeReport) -> dict[str, Any]:
         "ticks": report.ticks,
         "held": report.held,
         "late": report.late,
+        "longest_lag_ms": round(1000 * report.longest_lag_s, 1),
         "seconds": round(report.seconds, 2),
         "versions": ", ".join(report.versions),
     }

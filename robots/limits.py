@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from hotpolicy.robots.robot import Arm, ArmState
+from hotpolicy.robots.robot import Arm, ArmState, Reconnecting
 from hotpolicy.runtime import clock
 from hotpolicy.runtime.errors import (
     BusLost,
@@ -213,6 +213,16 @@ class LimitedArm:
             self._arm.torque(on)
             self._carried, self.rest_pose = on, None
             self._accepted_at, self.holding = None, False
+
+    def reconnect(self) -> None:
+        """After BusLost: find the arm again, and know nothing of where it is. Raises BusLost when it is not there yet
+        or cannot be found again at all, and what verifying it raises."""
+        with self._turn:
+            self._goal = self._present = self._accepted_at = None
+            self._carried = self.holding = False
+            if not isinstance(self._arm, Reconnecting):
+                raise BusLost("this arm cannot be connected anew: start the program again")
+            self._arm.reconnect()
 
     def require_clear(self) -> None:
         """Raises Stopped while an emergency stop is on."""

@@ -41,6 +41,7 @@ class EpisodeReport:
     stale: int  # of those, ticks in which a joint did not answer
     late: int  # ticks that came later than the rate allows
     paused: int  # ticks beside those, in which a person had halted everything
+    longest_lag_s: float  # by how much the latest of them came late
     longest_s: float  # from looking to having told everyone, in the slowest tick
     seconds: float  # the whole episode
     versions: tuple[str, ...]  # policy versions that acted, in order of appearance
@@ -58,6 +59,7 @@ class _Tally:
     late: int = 0
     paused: int = 0
     ticks: int = 0
+    longest_lag_s: float = 0.0
     longest_s: float = 0.0
     versions: dict[str, None] = field(default_factory=dict)  # an ordered set
 
@@ -94,7 +96,8 @@ class ControlLoop:
             raise
         return EpisodeReport(
             task=task, end=end, success=success, ticks=tally.ticks, held=tally.held, stale=tally.stale, late=tally.late,
-            paused=tally.paused, longest_s=tally.longest_s, seconds=now() - started, versions=tuple(tally.versions),
+            paused=tally.paused, longest_lag_s=tally.longest_lag_s, longest_s=tally.longest_s,
+            seconds=now() - started, versions=tuple(tally.versions),
         )  # fmt: skip
 
     def _drive(
@@ -136,7 +139,9 @@ class ControlLoop:
             tally.versions[wish.version] = None
         tally.ticks += 1
         tally.longest_s = max(tally.longest_s, now() - began)
-        tally.late += self.pacer.wait() > 0
+        lag = self.pacer.wait()
+        tally.late += lag > 0
+        tally.longest_lag_s = max(tally.longest_lag_s, lag)
         return True
 
     def _send(self, wish: Wish, state: ArmState, tally: _Tally) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -51,6 +51,13 @@ class Arm(Protocol):
     def torque(self, on: bool) -> None: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Reconnecting(Protocol):
+    """An arm that can be found again after BusLost."""
+
+    def reconnect(self) -> None: ...  # trusts nothing from before; raises as connecting does; torque stays as it is
 
 
 class Operator(Protocol):

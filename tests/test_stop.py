@@ -17,6 +17,7 @@ import yaml
 import zmq
 from calling import call
 
+from hotpolicy.launch import rig as rig_module
 from hotpolicy.launch.profile import load_profile
 from hotpolicy.launch.rig import Rig
 from hotpolicy.robots import stop
@@ -33,7 +34,7 @@ from hotpolicy.robots.teleop.keyboard import KeyboardOperator
 from hotpolicy.robots.teleop.stop_key import StopKey
 from hotpolicy.robots.teleop.terminal import Terminal
 from hotpolicy.runtime.clock import Rate
-from hotpolicy.runtime.errors import ConfigError, Stopped, StopUnconfirmed
+from hotpolicy.runtime.errors import BusLost, CalibrationError, ConfigError, Stopped, StopUnconfirmed
 from hotpolicy.runtime.messages import Observation
 
 CALIBRATION = {row.name: JointCalibration(row.id, 0, 0, 1000, 3000) for row in SO101_FOLLOWER.joints}
@@ -408,3 +409,52 @@ def test_the_keyboard_operator_has_that_key_too(arm, virtual):
     assert torque(virtual) == {False}
     os.close(inside)
     os.close(outside)
+
+
+# Unplugged ------------------------------------------------------------------------------------------------------------
+
+
+def drive_until_lost(arm):
+    for _ in range(20):
+        arm.send(AWAY)
+
+
+def test_an_arm_that_is_plugged_in_again_is_verified_and_goes_on(profile, port, virtual, monkeypatch):
+    monkeypatch.setattr(rig_module, "LOOK_S", 0.05)
+    with Rig.open(profile) as rig:
+        rig.arm.torque(True)
+        rig.arm.send(AWAY)
+        port.unplug()
+        with pytest.raises(BusLost) as lost:
+            drive_until_lost(rig.arm)
+        threading.Timer(0.3, port.replug).start()
+        rig.recover(lost.value)
+        assert torque(virtual) == {True}
+        at = rig.arm.read().positions
+        assert np.abs(rig.arm.send(AWAY) - at).max() <= 1.5  # it starts from where it is now
+
+
+def test_another_arm_in_its_place_is_refused(profile, port, virtual, monkeypatch):
+    monkeypatch.setattr(rig_module, "LOOK_S", 0.05)
+    with Rig.open(profile) as rig:
+        rig.arm.torque(True)
+        port.unplug()
+        with pytest.raises(BusLost) as lost:
+            drive_until_lost(rig.arm)
+        virtual.servos[2].poke("position_offset", 77)
+        port.replug()
+        with pytest.raises(CalibrationError, match="elbow_flex: homing_offset is 0 in the file and 77 in the servo"):
+            rig.recover(lost.value)
+
+
+def test_an_arm_that_stays_away_is_given_up(profile, port, monkeypatch):
+    monkeypatch.setattr(rig_module, "LOOK_S", 0.05)
+    monkeypatch.setattr(rig_module, "COME_BACK_S", 0.2)
+    with Rig.open(profile) as rig:
+        rig.arm.torque(True)
+        port.unplug()
+        with pytest.raises(BusLost) as lost:
+            drive_until_lost(rig.arm)
+        with pytest.raises(BusLost) as given_up:
+            rig.recover(lost.value)
+        assert given_up.value is lost.value
