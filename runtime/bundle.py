@@ -71,7 +71,7 @@ class Bundle:
         tensor that is missing, extra, altered, of the wrong shape or dtype, or not finite."""
         file = self.mapped()
         chosen = [name for name in self.manifest.tensors if names is None or name in names]
-        self._check(file, chosen)
+        self.check(file, chosen)
         return {name: file[name] for name in chosen}
 
     def mapped(self) -> TensorFile:
@@ -107,11 +107,11 @@ class Bundle:
 
     def verify(self) -> None:
         """Check every tensor and side file, in little memory. Raises BundleError naming the first fault."""
-        self._check(self.mapped(), list(self.manifest.tensors))
+        self.check(self.mapped(), list(self.manifest.tensors))
         for name in self.manifest.files:
             self.file(name)
 
-    def _check(self, file: TensorFile, names: list[str]) -> None:
+    def check(self, file: TensorFile, names: Collection[str]) -> None:
         def check(name: str) -> None:
             digest = tensor_digest(file[name])
             if digest.hexdigest() != self.manifest.tensors[name].sha256:
