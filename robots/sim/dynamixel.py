@@ -29,7 +29,7 @@ from hotpolicy.robots.servo.dynamixel_registers import (
 )
 from hotpolicy.robots.servo.registers import RESOLUTION, Register
 from hotpolicy.robots.servo.tables import ArmTable
-from hotpolicy.robots.sim.faults import NOISE, Kind
+from hotpolicy.robots.sim.faults import DAMAGE, Kind
 from hotpolicy.robots.sim.wire import VirtualWire
 from hotpolicy.runtime.clock import now
 
@@ -377,10 +377,6 @@ def _touched(start: int, end: int) -> tuple[Register, ...]:
 _LEVELS: dict[int, int] = {Instruction.PING: 0, Instruction.READ: 1}  # least status_level that answers; else 2
 
 
-def _corrupt(answer: bytes) -> bytes:
-    return answer[:-2] + bytes((answer[-2] ^ 0x04,)) + answer[-1:]
-
-
 def _foreign(answer: bytes) -> bytes:
     """The same answer from a servo whose id is one higher. Of a shared answer only the slot's id changes."""
     frames, _ = packets.split_frames(answer)
@@ -393,13 +389,7 @@ def _foreign(answer: bytes) -> bytes:
 class VirtualDynamixels(VirtualWire[Frame, VirtualDynamixel]):
     """Dynamixel servos on one wire."""
 
-    damage: ClassVar[Mapping[Kind, Callable[[bytes], bytes]]] = {
-        "drop": lambda answer: b"",
-        "corrupt": _corrupt,
-        "truncate": lambda answer: answer[:-1],
-        "noise": lambda answer: NOISE + answer,
-        "foreign": _foreign,
-    }
+    damage: ClassVar[Mapping[Kind, Callable[[bytes], bytes]]] = {**DAMAGE, "foreign": _foreign}
 
     @classmethod
     def from_table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -12,6 +13,13 @@ Kind = Literal[
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 NOISE = b"\x00\x13\xff\x7e\xff"
+# What becomes of an answer, whatever the protocol.
+DAMAGE: Mapping[Kind, Callable[[bytes], bytes]] = {
+    "drop": lambda answer: b"",
+    "corrupt": lambda answer: answer[:-2] + bytes((answer[-2] ^ 0x04,)) + answer[-1:],
+    "truncate": lambda answer: answer[:-1],
+    "noise": lambda answer: NOISE + answer,
+}
 
 
 @dataclass(slots=True)

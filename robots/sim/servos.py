@@ -16,7 +16,7 @@ from typing import ClassVar
 from hotpolicy.robots.calibration import Calibration
 from hotpolicy.robots.servo.packets import BROADCAST, Frame, Instruction, encode, split_frames, status
 from hotpolicy.robots.servo.registers import BAUD_RATES, SRAM_START, STS3215
-from hotpolicy.robots.sim.faults import NOISE, Kind
+from hotpolicy.robots.sim.faults import DAMAGE, Kind
 from hotpolicy.robots.sim.motor import Motor
 from hotpolicy.robots.sim.wire import VirtualWire
 from hotpolicy.runtime.clock import now
@@ -338,10 +338,6 @@ def _reach(address: int, size: int) -> tuple[tuple[int, ...], frozenset[str]]:
     return writable, frozenset(touched)
 
 
-def _corrupt(answer: bytes) -> bytes:
-    return answer[:-2] + bytes((answer[-2] ^ 0x04,)) + answer[-1:]
-
-
 def _foreign(answer: bytes) -> bytes:
     """The same answer from a servo whose id is one higher; the checksum falls by one to match."""
     return answer[:2] + bytes((answer[2] + 1,)) + answer[3:-1] + bytes(((answer[-1] - 1) & 0xFF,))
@@ -350,13 +346,7 @@ def _foreign(answer: bytes) -> bytes:
 class VirtualBus(VirtualWire[Frame, VirtualServo]):
     """STS3215 servos on one wire."""
 
-    damage: ClassVar[Mapping[Kind, Callable[[bytes], bytes]]] = {
-        "drop": lambda answer: b"",
-        "corrupt": _corrupt,
-        "truncate": lambda answer: answer[:-1],
-        "noise": lambda answer: NOISE + answer,
-        "foreign": _foreign,
-    }
+    damage: ClassVar[Mapping[Kind, Callable[[bytes], bytes]]] = {**DAMAGE, "foreign": _foreign}
 
     @classmethod
     def from_calibration(cls, calibration: Calibration, clock: Callable[[], float] = now) -> VirtualBus:
