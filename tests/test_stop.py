@@ -247,10 +247,11 @@ def test_parking_on_a_dead_bus_is_skipped(arm, port, caplog):
 # Programs that end ----------------------------------------------------------------------------------------------------
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
 import numpy as np
 from hotpolicy.launch.rig import Rig
 from hotpolicy.launch.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # some shells start programs deaf to it
 with Rig.open(sys.argv[1]) as rig:
     rig.arm.torque(True)
     ticks = 0
@@ -336,6 +337,7 @@ def test_a_second_thread_can_stop_a_running_loop(arm, virtual):
         try:
             for index in range(10_000):
                 arm.send(AWAY if index % 2 else -AWAY + [0, 0, 0, 0, 0, 100])
+                arm.read()  # waits until the servos have heard it
         except Stopped as error:
             failed.append(error)
 
