@@ -45,6 +45,7 @@ EXTRAS = {
     "serial": "robots",
     "cv2": "robots",
     "mujoco": "sim",
+    "pygame": "gamepad",
     "pyarrow": "finetune",
     "av": "finetune",
     "matplotlib": "report",

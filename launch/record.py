@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hotpolicy.launch.options import ROBOT, AsJson, Episodes, LongestS, Release, Robot, Seed, Task
-from hotpolicy.launch.teleop import LINGER, Picture, Teleop, operator
+from hotpolicy.launch.teleop import BY_SIGHT, LINGER, Picture, Teleop, operator
 
 
 def record(
@@ -30,7 +30,7 @@ def record(
     with Rig.open(robot) as rig:
         person = operator(rig, teleop)
         # A virtual arm cannot be looked at but through its camera.
-        viewer = Picture(rig.profile.spec) if teleop == "keyboard" and rig.world is not None else None
+        viewer = Picture(rig.profile.spec) if teleop in BY_SIGHT and rig.world is not None else None
         try:
             drive(
                 rig, task, OperatorSource(person), episodes, seed, longest_s,

@@ -41,7 +41,9 @@ def run(
     record: Annotated[Path | None, typer.Option(help="Also record the episodes into this dataset folder.")] = None,
     teleop: Annotated[
         str | None,
-        typer.Option(help="Who may take over from the policy, correct it and hand back: keyboard, leader, a plug-in."),
+        typer.Option(
+            help="Who may take over from the policy, correct it and hand back: keyboard, gamepad, leader, a plug-in."
+        ),
     ] = None,
     release: Release = False,
     as_json: AsJson = False,

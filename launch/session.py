@@ -64,7 +64,7 @@ def session(
     take_over: Annotated[
         str | None,
         typer.Option(
-            help="Who may correct the policy while it is tried: keyboard, leader, a plug-in. It learns of it."
+            help="Who may correct the policy while it is tried: keyboard, gamepad, leader, a plug-in. It learns of it."
         ),
     ] = None,
     trials: Annotated[

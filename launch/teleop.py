@@ -24,10 +24,13 @@ LINGER = 2  # ticks recorded after success: the end of a demonstration is to sta
 WIDEST = 64  # characters across a picture in the terminal
 FOLLOW_S = 0.3  # of its joints' ranges a leader moves in a second while it follows
 LONGEST_S = 60.0  # of a person's episode
+BY_SIGHT = ("keyboard", "gamepad")  # a person who has to see a virtual arm to move it
 
 Teleop = Annotated[
     str,
-    typer.Option(help="Who acts: scripted (virtual arm only), keyboard (you, in this terminal), leader, or a plug-in."),
+    typer.Option(
+        help="Who acts: scripted (virtual arm only), keyboard (you, in this terminal), gamepad, leader, or a plug-in."
+    ),
 ]
 
 
@@ -48,6 +51,8 @@ def operator(rig: Rig, teleop: str) -> Operator:
         for keys, meaning in legend(rig.profile.spec):
             typer.echo(f"  {keys:<10}  {meaning}", err=True)
         return person
+    if teleop == "gamepad":
+        return _gamepad(rig)
     if teleop == "leader":
         return _leader(rig)
     from hotpolicy.robots.plugins import PluginUse, available, make_operator
@@ -55,7 +60,27 @@ def operator(rig: Rig, teleop: str) -> Operator:
     if teleop in available("teleoperators"):
         return make_operator(rig.profile.teleoperators.get(teleop, PluginUse(teleop, {})), rig.profile.spec)
     others = "".join(f", {name}" for name in available("teleoperators"))
-    raise ConfigError(f"teleop: expected scripted, keyboard, leader{others}, got {teleop!r}")
+    raise ConfigError(f"teleop: expected scripted, keyboard, gamepad, leader{others}, got {teleop!r}")
+
+
+def _gamepad(rig: Rig) -> Operator:
+    """The first gamepad there is, with keys where there is a terminal. Raises ConfigError when there is none."""
+    from hotpolicy.robots.teleop.controls import Controls
+    from hotpolicy.robots.teleop.gamepad import GamepadOperator, legend
+    from hotpolicy.robots.teleop.sdl import SdlGamepad
+    from hotpolicy.robots.teleop.terminal import Terminal
+
+    with ExitStack() as undo:
+        pad = undo.enter_context(closing(SdlGamepad()))
+        controls = Controls(Terminal() if sys.stdin.isatty() else None, on_stop=rig.arm.stop)
+        undo.callback(controls.close)
+        person = GamepadOperator(rig.profile.spec, pad, controls, on_stop=rig.arm.stop)
+        undo.pop_all()
+    if rig.stepped:
+        rig.pacer = Paced(rig.pacer, rig.profile.rate_hz)
+    for inputs, meaning in legend(rig.profile.spec):
+        typer.echo(f"  {inputs:<30}  {meaning}", err=True)
+    return person
 
 
 def _leader(rig: Rig) -> Operator:
@@ -91,7 +116,7 @@ def collect(rig: Rig, recorder: Recorder, teleop: str, tasks: Sequence[str], wan
     from hotpolicy.robots.feed import Feed
     from hotpolicy.robots.sources import OperatorSource
 
-    pacer, by_sight = rig.pacer, teleop == "keyboard" and rig.world is not None
+    pacer, by_sight = rig.pacer, teleop in BY_SIGHT and rig.world is not None
     with closing(operator(rig, teleop)) as person:
         feeds = [Feed(recorder, when_full="wait" if rig.stepped else "fail")]
         if by_sight:

@@ -143,7 +143,7 @@ def test_cameras_and_operators(installed, example):
     (example / "taught.yaml").write_text(text + "teleoperators: { hand: { speed: 3 } }\n")
     with Rig.open(example / "taught.yaml") as rig:
         assert operator(rig, "hand").options == {"speed": 3}
-        with pytest.raises(ConfigError, match="teleop: expected scripted, keyboard, leader, hand, got 'foot'"):
+        with pytest.raises(ConfigError, match="teleop: expected scripted, keyboard, gamepad, leader, hand, got 'foot'"):
             operator(rig, "foot")
 
 

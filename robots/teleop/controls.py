@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from hotpolicy.robots.teleop.terminal import Terminal
@@ -48,27 +48,33 @@ class Controls:
         self._stop = False  # asked for between episodes
         self._toggled_at = float("-inf")  # s, when the last key of TAKE_OVER or PAUSE came
 
-    def begin(self) -> None:
+    def begin(self, buttons: Sequence[str] = ()) -> None:
         """A new episode: keys pressed since the last one are void, but for escape and the emergency stop."""
         keys = self._pressed()
-        self._stop = "escape" in keys
+        self._stop = "escape" in keys or "escape" in buttons
         self.in_control, self.paused, self.decision = False, False, "done"
 
-    def press(self) -> list[str] | None:
+    def press(self, buttons: Sequence[str] = ()) -> list[str] | None:
         """The keys that were pressed since the last call; None when one has ended the episode (`decision`), or the
-        terminal is gone: then nobody is there, and it is a stop."""
+        terminal is gone: then nobody is there, and it is a stop. `buttons`: keys that came from another device, which
+        does not repeat them; their emergency stop is the device's own."""
         keys = self._pressed()
         if self._stop or (self._terminal is not None and self._terminal.gone):
             keys.append("escape")
         for key, decision in ENDINGS.items():
-            if key in keys:
+            if key in keys or key in buttons:
                 self.decision = decision
                 return None
         for key in keys:
             if key in TAKE_OVER:
-                self._take_over()
+                self._take_over(self._repeated())
             elif key == PAUSE:
-                self._pause()
+                self._pause(self._repeated())
+        for button in buttons:
+            if button in TAKE_OVER:
+                self._take_over(repeated=False)
+            elif button == PAUSE:
+                self._pause(repeated=False)
         return keys
 
     def close(self) -> None:
@@ -82,13 +88,11 @@ class Controls:
             self._on_stop(f"key {STOP}")  # before anything else these keys may say
         return keys
 
-    def _take_over(self) -> None:
-        repeated = self._repeated()
+    def _take_over(self, repeated: bool) -> None:
         if not (self.in_control and repeated):
             self.in_control, self.paused = not self.in_control, False
 
-    def _pause(self) -> None:
-        repeated = self._repeated()
+    def _pause(self, repeated: bool) -> None:
         if not (self.paused and repeated):
             self.paused, self.in_control = not self.paused, False
 
