@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
 from hotpolicy.launch.fields import Fields
+from hotpolicy.robots.kinematics import CHAINS
 from hotpolicy.robots.limits import TOOL_SPEED, Fallback
 from hotpolicy.robots.plugins import PluginUse
 from hotpolicy.runtime.errors import CalibrationError, ConfigError
@@ -64,6 +65,7 @@ class Profile:
     rate_hz: float  # control ticks per second
     arms: tuple[ArmProfile, ...]  # one; or left and right of a pair, with joints left_... and right_...; or a plug-in's
     plugin: PluginUse | None  # an arm of another package; there are no `arms` then
+    kinematics: str | None  # a name in robots/kinematics.py, for keys that move the tool
     leader: tuple[ArmProfile, ...]  # the arm, or pair, that a person moves to show what to do; empty: none
     teleoperators: Mapping[str, PluginUse]  # of other packages, by plug-in name
     joints: tuple[JointProfile, ...]
@@ -119,6 +121,7 @@ def load_profile(name: str | Path) -> Profile:
         rate_hz=fields.number("rate_hz", above=0, at_most=1000, unit="Hz"),
         arms=() if plugin else _arms(file, section),
         plugin=plugin,
+        kinematics=fields.text("kinematics", choices=tuple(CHAINS)) if fields.has("kinematics") else None,
         leader=_arms(file, fields.section("leader"), "so101_leader") if fields.has("leader") else (),
         teleoperators=_teleoperators(fields),
         joints=joints,

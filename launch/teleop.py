@@ -43,12 +43,14 @@ def operator(rig: Rig, teleop: str) -> Operator:
 
         return ScriptedOperator(rig.world)
     if teleop == "keyboard":
+        from hotpolicy.robots.kinematics import CHAINS
         from hotpolicy.robots.teleop.keyboard import KeyboardOperator, legend
 
-        person = KeyboardOperator(rig.profile.spec, on_stop=rig.arm.stop)
+        chain = CHAINS[rig.profile.kinematics] if rig.profile.kinematics else None
+        person = KeyboardOperator(rig.profile.spec, on_stop=rig.arm.stop, chain=chain)
         if rig.stepped:
             rig.pacer = Paced(rig.pacer, rig.profile.rate_hz)
-        for keys, meaning in legend(rig.profile.spec):
+        for keys, meaning in legend(rig.profile.spec, chain is not None):
             typer.echo(f"  {keys:<10}  {meaning}", err=True)
         return person
     if teleop == "gamepad":

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hotpolicy.robots.kinematics import SO101
 from hotpolicy.robots.sources import HOLD, Beginning, Controlling, Deciding, OperatorSource, SharedSource, Wish
 from hotpolicy.robots.teleop.controls import HAND_BACK_S
 from hotpolicy.robots.teleop.keyboard import KeyboardOperator, legend
@@ -414,3 +415,68 @@ def test_the_terminal_is_restored_however_the_program_ends(
             program.send_signal(number)
         assert program.wait(30) == code
     assert termios.tcgetattr(person.slave) == before
+
+
+# The tool -------------------------------------------------------------------------------------------------------------
+
+BENT = np.array([10.0, -20.0, 30.0, 25.0, 15.0, 50.0], np.float32)
+
+
+@pytest.fixture
+def tool(person: Person) -> Iterator[KeyboardOperator]:
+    with KeyboardOperator(SPEC, fd=person.slave, now=person.now, chain=SO101) as operator:
+        person.press(b"c")
+        assert np.array_equal(operator.act(seen(BENT)), BENT)  # no jump
+        yield operator
+
+
+@pytest.mark.parametrize(
+    ("key", "way"),
+    [("w", (1, 0, 0)), ("s", (-1, 0, 0)), ("a", (0, 1, 0)), ("d", (0, -1, 0)), ("q", (0, 0, 1)), ("e", (0, 0, -1))],
+)
+def test_a_key_moves_the_tool(tool: KeyboardOperator, person: Person, key: str, way: tuple[int, ...]) -> None:
+    start = SO101.where(BENT)
+    for _ in range(3):
+        person.press(key.encode() * 2)
+        target = tool.act(seen(BENT))
+    assert target is not None
+    went = SO101.where(target) - start
+    assert went @ np.array(way) == pytest.approx(0.03, abs=0.006)  # 100 mm/s, three ticks of 0.1 s
+    assert np.linalg.norm(went) < 0.035
+    assert target[4:].tolist() == BENT[4:].tolist()  # neither roll nor gripper
+
+
+@pytest.mark.parametrize(("keys", "joint", "by"), [("t", 4, 3.0), ("g", 4, -3.0), ("y", 5, 6.0), ("h", 5, -6.0)])
+def test_roll_and_gripper(tool: KeyboardOperator, person: Person, keys: str, joint: int, by: float) -> None:
+    person.press(keys.encode())
+    expected = [0.0] * 6
+    expected[joint] = by
+    assert moved(tool, BENT) == expected
+
+
+def test_pitch_turns_the_nose(tool: KeyboardOperator, person: Person) -> None:
+    for _ in range(5):
+        person.press(b"f")
+        target = tool.act(seen(BENT))
+    assert target is not None
+    assert (target - BENT)[1:4].sum() == pytest.approx(15, abs=3)  # 30 deg/s, half a second
+
+
+def test_back_to_joints(tool: KeyboardOperator, person: Person) -> None:
+    person.press(b"c")
+    assert moved(tool, BENT) == [0.0] * 6
+    person.press(b"q")
+    assert moved(tool, BENT) == [3.0, 0, 0, 0, 0, 0]
+
+
+def test_without_kinematics_the_key_does_nothing(operator: KeyboardOperator, person: Person) -> None:
+    person.press(b"c")
+    operator.act(seen())
+    assert not operator.cartesian
+    assert len(legend(SPEC, tool=True)) > len(legend(SPEC))
+
+
+def test_tool_keys_need_an_arm_of_that_shape(person: Person) -> None:
+    spec = RobotSpec(JOINTS[:5], (), 10.0)
+    with pytest.raises(ConfigError, match="kinematics: expected 5 joints in deg and a gripper in percent"):
+        KeyboardOperator(spec, fd=person.slave, chain=SO101)

@@ -99,3 +99,21 @@ class Controls:
     def _repeated(self) -> bool:
         before, self._toggled_at = self._toggled_at, self._now()
         return self._toggled_at - before < HAND_BACK_S
+
+
+class Controlled:
+    """What robots.sources asks of an operator, answered by its controls."""
+
+    _controls: Controls
+
+    @property
+    def decision(self) -> Decision:
+        return self._controls.decision
+
+    @property
+    def in_control(self) -> bool:
+        return self._controls.in_control
+
+    @property
+    def paused(self) -> bool:
+        return self._controls.paused

@@ -5,17 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from hotpolicy.robots.teleop.controls import LEGEND, STOP, Controls
+from hotpolicy.robots.teleop.controls import LEGEND, STOP, Controlled, Controls
 from hotpolicy.robots.teleop.keyboard import SPEED
 from hotpolicy.runtime.errors import ConfigError
 from hotpolicy.runtime.messages import Observation, RobotSpec
-
-if TYPE_CHECKING:
-    from hotpolicy.robots.sources import Decision
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +134,7 @@ class PadState:
         self._held.clear()
 
 
-class GamepadOperator:
+class GamepadOperator(Controlled):
     """Implements robots.robot.Operator; `decision`, `in_control` and `paused` are what robots.sources asks for.
 
     The target starts where the arm is seen to be, in every episode and at every take-over, and stays in its range.
@@ -168,18 +165,6 @@ class GamepadOperator:
         self._low = np.array([joint.low for joint in spec.joints])
         self._high = np.array([joint.high for joint in spec.joints])
         self._target: np.ndarray | None = None  # (joints,); None: wherever the arm is
-
-    @property
-    def decision(self) -> Decision:
-        return self._controls.decision
-
-    @property
-    def in_control(self) -> bool:
-        return self._controls.in_control
-
-    @property
-    def paused(self) -> bool:
-        return self._controls.paused
 
     def begin(self, task: str) -> None:
         """A new episode: buttons pressed since the last one are void, but for stop and the emergency stop."""

@@ -1,4 +1,5 @@
-"""A person at a terminal as operator: one key pair per joint, arrows and escape as in LeRobot's recorder.
+"""A person at a terminal as operator: one key pair per joint, or for the tool, which a key toggles where the arm's
+kinematics are known; arrows and escape as in LeRobot's recorder.
 
 Works wherever a terminal does, also over SSH. A terminal tells of no key that is let go, so each key that arrives,
 pressed or repeated while held, moves its joint by one step.
@@ -7,24 +8,24 @@ pressed or repeated while held, moves its joint by one step.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hotpolicy.robots.teleop.controls import LEGEND, Controls
+from hotpolicy.robots.kinematics import Chain
+from hotpolicy.robots.teleop import cartesian
+from hotpolicy.robots.teleop.cartesian import ToolKeys
+from hotpolicy.robots.teleop.controls import LEGEND, Controlled, Controls
 from hotpolicy.robots.teleop.terminal import Terminal
 from hotpolicy.runtime import clock
 from hotpolicy.runtime.errors import ConfigError
 from hotpolicy.runtime.messages import Observation, RobotSpec
 
-if TYPE_CHECKING:
-    from hotpolicy.robots.sources import Decision
-
 PAIRS = tuple(zip("qwertyuio", "asdfghjkl", strict=True))  # up and down, in the order of the joints
+TOGGLE = "c"  # between joints and tool
 SPEED = {"deg": 30.0, "percent": 60.0}  # per second, of a key that arrives in each tick
 
 
-class KeyboardOperator:
+class KeyboardOperator(Controlled):
     """Implements robots.robot.Operator; `decision`, `in_control` and `paused` are what robots.sources asks for.
 
     The target starts where the arm is seen to be, in every episode and at every take-over, and stays in its range.
@@ -37,28 +38,20 @@ class KeyboardOperator:
         fd: int | None = None,
         now: Callable[[], float] = clock.now,
         on_stop: Callable[[str], None] | None = None,
+        chain: Chain | None = None,
     ):
         """`step`: of one key in one tick, deg or percent, for all joints or one each; None: 30 deg/s and 60 percent/s.
         `fd`: the terminal; None: standard input. `on_stop`: called with the reason when the key of the emergency stop
-        is pressed. Raises ConfigError, with the terminal untouched."""
+        is pressed. `chain`: the arm's kinematics, for keys that move its tool. Raises ConfigError, with the terminal
+        untouched."""
         self.spec = spec
         self._low = np.array([joint.low for joint in spec.joints])
         self._high = np.array([joint.high for joint in spec.joints])
         self._moves = _moves(spec, _steps(spec, step))
+        self._tool = None if chain is None else ToolKeys(chain, spec)
+        self.cartesian = False  # keys move the tool
         self._target: np.ndarray | None = None  # (joints,); None: wherever the arm is
         self._controls = Controls(Terminal(fd, now), now, on_stop)
-
-    @property
-    def decision(self) -> Decision:
-        return self._controls.decision
-
-    @property
-    def in_control(self) -> bool:
-        return self._controls.in_control
-
-    @property
-    def paused(self) -> bool:
-        return self._controls.paused
 
     def begin(self, task: str) -> None:
         """A new episode: keys pressed since the last one are void, but for escape."""
@@ -75,11 +68,17 @@ class KeyboardOperator:
             return None
         if self._target is None or before != (self.in_control, self.paused):
             self._target = observation.state.astype(np.float64)
-        for key in dict.fromkeys(keys):  # however fast it repeats, a key is one step a tick
-            if key in self._moves:
-                self._target = self._target + self._moves[key]
+        if TOGGLE in keys and self._tool is not None:
+            self.cartesian = not self.cartesian
+        self._target = self._target + self._asked(self._target, keys)
         self._target = np.clip(self._target, self._low, self._high)
         return self._target.astype(np.float32)
+
+    def _asked(self, target: np.ndarray, keys: list[str]) -> np.ndarray:
+        if self.cartesian and self._tool is not None:
+            return self._tool.move(target, keys)
+        # However fast it repeats, a key is one step a tick.
+        return sum((self._moves[key] for key in dict.fromkeys(keys) if key in self._moves), np.zeros(len(target)))
 
     def close(self) -> None:
         """Give the terminal its settings back."""
@@ -92,9 +91,11 @@ class KeyboardOperator:
         self.close()
 
 
-def legend(spec: RobotSpec) -> list[tuple[str, str]]:
-    """Which key does what, for a screen: (keys, meaning)."""
+def legend(spec: RobotSpec, tool: bool = False) -> list[tuple[str, str]]:
+    """Which key does what, for a screen: (keys, meaning); with `tool` those that move the tool too."""
     joints = [(" / ".join(pair), f"{joint.name} + / -") for pair, joint in zip(PAIRS, spec.joints, strict=False)]
+    if tool:
+        joints += [(TOGGLE, "move joints, or from here on the tool:"), *cartesian.LEGEND]
     return [*joints, *LEGEND]
 
 

@@ -8,17 +8,13 @@ little to slide when the hand takes over.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hotpolicy.robots.limits import LimitedArm
-from hotpolicy.robots.teleop.controls import Controls
+from hotpolicy.robots.teleop.controls import Controlled, Controls
 from hotpolicy.runtime.errors import ConfigError, RobotError
 from hotpolicy.runtime.messages import Observation, RobotSpec
-
-if TYPE_CHECKING:
-    from hotpolicy.robots.sources import Decision
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +22,7 @@ SLIDE_S = 1.5  # to cross a joint's whole range on the way to the leader
 NEAR = 2.0  # deg or percent: the follower has arrived
 
 
-class LeaderOperator:
+class LeaderOperator(Controlled):
     """Implements robots.robot.Operator; `decision`, `in_control`, `paused` and `follow` are what robots.sources asks
     for. The leader is behind limits of its own; a hand has to be able to move it, so it is released but to follow."""
 
@@ -45,18 +41,6 @@ class LeaderOperator:
         self._slide = span / (SLIDE_S * spec.rate_hz)  # per tick
         self._target: np.ndarray | None = None  # (joints,) on the way to the leader; None: not begun
         self._joined = False  # the follower is where the leader is
-
-    @property
-    def decision(self) -> Decision:
-        return self._controls.decision
-
-    @property
-    def in_control(self) -> bool:
-        return self._controls.in_control
-
-    @property
-    def paused(self) -> bool:
-        return self._controls.paused
 
     def begin(self, task: str) -> None:
         self._controls.begin()
