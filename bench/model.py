@@ -27,8 +27,7 @@ sys.path.append(str(Path(__file__).parent.parent / "tests" / "golden"))
 import lerobot_pi0
 from lerobot.policies.common.flow_matching import euler_integrate
 
-from hotpolicy.runtime.model.pi0 import GemmaConfig, Pi0, Pi0Config
-from hotpolicy.runtime.model.vision import VisionConfig
+from hotpolicy.runtime.model.pi0 import GemmaConfig, Pi0, Pi0Config, VisionConfig
 from hotpolicy.runtime.model.weights import published_to_ours
 
 BAR = 0.65  # of LeRobot's time

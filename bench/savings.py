@@ -23,8 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hotpolicy.runtime.model.pi0 import GemmaConfig, Pi0, Pi0Config, Prefix
-from hotpolicy.runtime.model.vision import VisionConfig
+from hotpolicy.runtime.model.pi0 import GemmaConfig, Pi0, Pi0Config, Prefix, VisionConfig
 
 SEEN = torch.tensor([[True, True, False]])
 

@@ -18,8 +18,7 @@ from safetensors.numpy import save_file
 
 from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.messages import Observation, RobotSpec
-from hotpolicy.runtime.model.pi0 import GemmaConfig, Pi0, Pi0Config
-from hotpolicy.runtime.model.vision import VisionConfig
+from hotpolicy.runtime.model.pi0 import GemmaConfig, Pi0, Pi0Config, VisionConfig
 from hotpolicy.runtime.model.weights import EMBEDDING, EXPERT_HEAD, TIED_HEAD, published_to_ours
 
 JOINTS = 6

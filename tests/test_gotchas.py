@@ -19,7 +19,7 @@ from golden_pi0 import FAMILIES, Golden, fill, gaps, load
 from test_parity import TOLERANCE
 from torch import Tensor
 
-from hotpolicy.runtime.model import pi0, vision
+from hotpolicy.runtime.model import pi0
 from hotpolicy.runtime.model.pi0 import Memory, Moment, Pi0, Prefix, Schedule
 
 FAR = 5 * TOLERANCE
@@ -84,7 +84,14 @@ def prefix_positions_count_what_is_masked(at: Place) -> None:
 
 
 def vision_gelu_by_erf(at: Place) -> None:
-    at.patch.setattr(vision, "F", functional(gelu=lambda x, approximate: F.gelu(x)))
+    plain, forward = pi0.F, pi0.SiglipLayer.forward
+
+    def by_erf(layer: pi0.SiglipLayer, x: Tensor) -> Tensor:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pi0, "F", functional(gelu=lambda x, approximate: plain.gelu(x)))
+            return forward(layer, x)
+
+    at.patch.setattr(pi0.SiglipLayer, "forward", by_erf)
 
 
 # ── layers ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from hotpolicy.runtime.model.pi0 import NANO, PI0, PI05, GemmaConfig, Pi0, Pi0Config
-from hotpolicy.runtime.model.vision import VisionConfig
+from hotpolicy.runtime.model.pi0 import NANO, PI0, PI05, GemmaConfig, Pi0, Pi0Config, VisionConfig
 from hotpolicy.runtime.model.vla import sample_times
 
 TINY = GemmaConfig(width=32, layers=2, mlp=48, heads=4, kv_heads=2, head_dim=8)

@@ -15,8 +15,7 @@ from hotpolicy.runtime.bundle import Bundle, seal
 from hotpolicy.runtime.engine.torch_weights import build_model, tensors_from_numpy
 from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.messages import CameraSpec, Joint, RobotSpec
-from hotpolicy.runtime.model.pi0 import GemmaConfig, Pi0, Pi0Config
-from hotpolicy.runtime.model.vision import VisionConfig
+from hotpolicy.runtime.model.pi0 import GemmaConfig, Pi0, Pi0Config, VisionConfig
 from hotpolicy.runtime.tokenizer import WordTokenizer
 from hotpolicy.runtime.transforms import Normalise, Relative, Transforms
 

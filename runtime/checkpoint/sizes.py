@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from hotpolicy.runtime.errors import BundleError
-from hotpolicy.runtime.model.pi0 import GEMMA_2B, GEMMA_300M, SIGLIP, GemmaConfig, Pi0Config
-from hotpolicy.runtime.model.vision import VisionConfig
+from hotpolicy.runtime.model.pi0 import GEMMA_2B, GEMMA_300M, SIGLIP, GemmaConfig, Pi0Config, VisionConfig
 from hotpolicy.runtime.model.weights import Depths
 
 Shape = tuple[int, ...]

@@ -6,8 +6,7 @@ import math
 
 from hotpolicy.runtime.graph import Graph
 from hotpolicy.runtime.model.gemma_graph import linear, split_heads
-from hotpolicy.runtime.model.pi0 import Pi0Config
-from hotpolicy.runtime.model.vision import VisionConfig
+from hotpolicy.runtime.model.pi0 import Pi0Config, VisionConfig
 
 
 def see(g: Graph, config: Pi0Config, images: str) -> str:
