@@ -35,16 +35,25 @@ def calibrate(
     out: Annotated[Path | None, typer.Option(help="File to write instead of the one where LeRobot would look.")] = None,
     baudrate: Annotated[int, typer.Option(help="Bits per second on the bus.")] = 1_000_000,
     force: Annotated[bool, typer.Option("--force", help="Write over a calibration that is there.")] = False,
+    push: Annotated[
+        bool, typer.Option("--push", help="Nothing by hand: write the file that is there to the released servos.")
+    ] = False,
 ) -> None:
     """Calibrate an arm by hand, step by step. The numbers go to the servos and to a file that LeRobot reads too."""
     from hotpolicy.robots.arms.catalogue import arm_table
-    from hotpolicy.robots.calibration import calibration_root, write_calibration
+    from hotpolicy.robots.calibration import calibration_root, load_calibration, write_calibration
+    from hotpolicy.robots.servo.arm import connect
     from hotpolicy.robots.servo.bus import ServoBus, Timing
     from hotpolicy.robots.servo.calibrator import Calibrator
     from hotpolicy.robots.teleop.terminal import Terminal
 
     table = arm_table(arm)
     kind = "teleoperators" if table.leader else "robots"
+    if push:
+        calibration = load_calibration(out or id, table.calibration_names, kind)
+        connect(port, calibration, table=table, timing=Timing(baud=baudrate), write=True).bus.close()
+        typer.echo(f"written to the servos: {out or id}")
+        return
     file = out or calibration_root() / kind / table.calibration_names[0] / f"{id}.json"
     if file.exists() and not force:
         raise ConfigError(f"id: {file} is there already; give another id, or --force to write over it")

@@ -204,6 +204,20 @@ def test_the_command_writes_where_lerobot_looks(virtual, port, folders, monkeypa
     os.close(outside)
 
 
+def test_a_file_can_be_pushed_to_the_servos(virtual, port, folders, monkeypatch, capsys):
+    file = {name: JointCalibration(j.id, 0, 7 * j.id, 800, 3000) for name, j in blank(SO101_FOLLOWER).items()}
+    write_calibration(folders / "robots/so_follower/blue.json", file)
+    verb = ("calibrate", "--arm", "so101_follower", "--port", port.path, "--id", "blue", "--push")
+    with pytest.raises(CalibrationError, match=r"hotpolicy calibrate --push"):
+        connect(port.path, "blue", timing=PATIENT)
+    virtual.servos[3].poke("torque", 1)
+    code, _, err = call(capsys, monkeypatch, *verb)
+    assert (code, "expected a released arm" in err) == (2, True)
+    virtual.servos[3].poke("torque", 0)
+    assert call(capsys, monkeypatch, *verb)[0] == 0
+    connect(port.path, "blue", timing=PATIENT).close()
+
+
 def test_without_a_terminal_nothing_is_asked(port, monkeypatch, capsys):
     reader, writer = os.pipe()
     monkeypatch.setattr("hotpolicy.robots.teleop.terminal._standard_input", lambda: reader)
