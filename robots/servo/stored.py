@@ -115,9 +115,8 @@ def require_calibration(bus: ServoBus, table: ArmTable, calibration: Calibration
         ]
     if texts:
         more = f" (and {len(texts) - 1} more)" if len(texts) > 1 else ""
-        raise CalibrationError(
-            f"{bus.port}: {texts[0]}{more}; {_whose(stored)}give this arm's own file, or write it to the servos (hotpolicy calibrate --push)"
-        )
+        advice = f"{_whose(stored)}give this arm's own file, or write it to the servos: hotpolicy calibrate --push"
+        raise CalibrationError(f"{bus.port}: {texts[0]}{more}; {advice}")
 
 
 def _whose(stored: Calibration) -> str:
