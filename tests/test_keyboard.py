@@ -469,10 +469,30 @@ def test_back_to_joints(tool: KeyboardOperator, person: Person) -> None:
     assert moved(tool, BENT) == [3.0, 0, 0, 0, 0, 0]
 
 
-def test_without_kinematics_the_key_does_nothing(operator: KeyboardOperator, person: Person) -> None:
-    person.press(b"c")
-    operator.act(seen())
-    assert not operator.cartesian
+def test_several_keys_are_no_faster(tool: KeyboardOperator, person: Person) -> None:
+    for _ in range(3):
+        person.press(b"waq")
+        target = tool.act(seen(BENT))
+    assert target is not None
+    assert np.linalg.norm(SO101.where(target) - SO101.where(BENT)) < 0.033  # 100 mm/s
+
+
+def test_without_kinematics_the_key_says_what_is_missing(person: Person) -> None:
+    said: list[str] = []
+    with KeyboardOperator(SPEC, fd=person.slave, now=person.now, tell=said.append) as operator:
+        person.press(b"c")
+        operator.act(seen())
+        assert not operator.cartesian
+    assert "must name its `kinematics`" in said[0]
+
+
+def test_the_mode_is_said(person: Person) -> None:
+    said: list[str] = []
+    with KeyboardOperator(SPEC, fd=person.slave, now=person.now, chain=SO101, tell=said.append) as operator:
+        for _ in range(2):
+            person.press(b"c")
+            operator.act(seen(BENT))
+    assert said == ["keys move the tool", "keys move joints"]
     assert len(legend(SPEC, tool=True)) > len(legend(SPEC))
 
 

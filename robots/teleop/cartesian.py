@@ -49,7 +49,8 @@ class ToolKeys:
         asked = sum((np.array(KEYS[key]) for key in dict.fromkeys(keys) if key in KEYS), np.zeros(6)) * self._per_tick
         if not asked.any():
             return np.zeros(len(positions))
-        turns = self._chain.turn(positions, asked[:3], np.radians(asked[3]))
+        way = asked[:3] / max(1.0, float(np.linalg.norm(asked[:3])) / self._per_tick[0])  # several keys: no faster
+        turns = self._chain.turn(positions, way, np.radians(asked[3]))
         turns[self._roll] = asked[4]  # the tip lies all but on its axis: it is the hand's, and no way to move the tip
         turns[self._roll + 1] = asked[5]
         return turns

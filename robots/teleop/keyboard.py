@@ -7,6 +7,7 @@ pressed or repeated while held, moves its joint by one step.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -19,6 +20,8 @@ from hotpolicy.robots.teleop.terminal import Terminal
 from hotpolicy.runtime import clock
 from hotpolicy.runtime.errors import ConfigError
 from hotpolicy.runtime.messages import Observation, RobotSpec
+
+log = logging.getLogger(__name__)
 
 PAIRS = tuple(zip("qwertyuio", "asdfghjkl", strict=True))  # up and down, in the order of the joints
 TOGGLE = "c"  # between joints and tool
@@ -39,15 +42,17 @@ class KeyboardOperator(Controlled):
         now: Callable[[], float] = clock.now,
         on_stop: Callable[[str], None] | None = None,
         chain: Chain | None = None,
+        tell: Callable[[str], object] = log.info,
     ):
         """`step`: of one key in one tick, deg or percent, for all joints or one each; None: 30 deg/s and 60 percent/s.
         `fd`: the terminal; None: standard input. `on_stop`: called with the reason when the key of the emergency stop
-        is pressed. `chain`: the arm's kinematics, for keys that move its tool. Raises ConfigError, with the terminal
-        untouched."""
+        is pressed. `chain`: the arm's kinematics, for keys that move its tool. `tell`: shows the person a line. Raises
+        ConfigError, with the terminal untouched."""
         self.spec = spec
         self._low = np.array([joint.low for joint in spec.joints])
         self._high = np.array([joint.high for joint in spec.joints])
         self._moves = _moves(spec, _steps(spec, step))
+        self._tell = tell
         self._tool = None if chain is None else ToolKeys(chain, spec)
         self.cartesian = False  # keys move the tool
         self._target: np.ndarray | None = None  # (joints,); None: wherever the arm is
@@ -68,11 +73,18 @@ class KeyboardOperator(Controlled):
             return None
         if self._target is None or before != (self.in_control, self.paused):
             self._target = observation.state.astype(np.float64)
-        if TOGGLE in keys and self._tool is not None:
-            self.cartesian = not self.cartesian
+        if TOGGLE in keys:
+            self._toggle()
         self._target = self._target + self._asked(self._target, keys)
         self._target = np.clip(self._target, self._low, self._high)
         return self._target.astype(np.float32)
+
+    def _toggle(self) -> None:
+        self.cartesian = not self.cartesian and self._tool is not None
+        if self._tool is None:
+            self._tell("keys move joints: for the tool the robot's profile must name its `kinematics`")
+        else:
+            self._tell(f"keys move {'the tool' if self.cartesian else 'joints'}")
 
     def _asked(self, target: np.ndarray, keys: list[str]) -> np.ndarray:
         if self.cartesian and self._tool is not None:
