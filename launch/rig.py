@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
 
 from hotpolicy.launch.profile import ArmProfile, CameraProfile, Profile, load_profile
 from hotpolicy.robots.arms.catalogue import ARMS
@@ -131,8 +132,7 @@ class Rig:
             self.world.close()
 
     def __enter__(self) -> Rig:
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, _leave)
+        _on_sigterm(signal.SIG_DFL, _leave)
         return self
 
     def __exit__(
@@ -142,8 +142,7 @@ class Rig:
             self.park()
         finally:
             self.close()
-            if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is _leave:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            _on_sigterm(_leave, signal.SIG_DFL)
 
     def _judge(self) -> bool | None:
         assert self.world is not None
@@ -162,6 +161,12 @@ def limits_of(profile: Profile) -> Limits:
         tick_s=0.9 / profile.rate_hz,  # a loop's own ticks come a little early now and then
         safe_pose=profile.safe_pose,
     )
+
+
+def _on_sigterm(before: Any, after: Any) -> None:
+    """Put one handler in the other's place; one that somebody else has set stays. Only the main thread may."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is before:
+        signal.signal(signal.SIGTERM, after)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import Protocol
 
 import numpy as np
 
 from hotpolicy.robots.limits import LimitedArm
+from hotpolicy.robots.loop import Pacer
 from hotpolicy.runtime.clock import Deadline
 from hotpolicy.runtime.errors import RobotError
 
@@ -15,10 +15,6 @@ log = logging.getLogger(__name__)
 
 PARK_S = 3.0  # longest
 NEAR = 1.0  # deg or percent: there
-
-
-class Pacer(Protocol):
-    def wait(self) -> float: ...  # until the next tick
 
 
 def park(arm: LimitedArm, pacer: Pacer, longest_s: float = PARK_S) -> bool:
