@@ -19,12 +19,9 @@ from hotpolicy.runtime.envelope import one_line
 from hotpolicy.runtime.errors import BadRequest, Busy, EngineFault, Expired, HotpolicyError, Superseded
 from hotpolicy.runtime.messages import ActionChunk, Boundary, Observation, RobotSpec
 from hotpolicy.runtime.metrics import Meter
-from hotpolicy.runtime.scheduler import Scheduler, SessionKey, Ticket
+from hotpolicy.runtime.scheduler import Outcome, Scheduler, SessionKey, Ticket
 
 logger = logging.getLogger(__name__)
-
-Outcome = ActionChunk | HotpolicyError
-Answer = Callable[[Ticket, Outcome], None]
 
 
 class Policy(Protocol):
@@ -64,11 +61,14 @@ class Slot(Protocol):
 
 
 class Inference:
-    """Owns the scheduler. Its methods are for the socket thread, all but `run`, which is the inference thread."""
+    """Owns the scheduler. `run` is the inference thread; `expire` is for the thread that `wake` wakes; the rest of
+    its methods is for any thread."""
 
-    def __init__(self, scheduler: Scheduler, slot: Slot, meter: Meter, answer: Answer):
+    def __init__(self, scheduler: Scheduler, slot: Slot, meter: Meter, wake: Callable[[], None]):
+        """`wake`: another thread has admitted a request, so `expire` may have to be called sooner."""
         self.swap_stall_ms = {"last": 0.0, "longest": 0.0, "swaps": 0}
-        self._scheduler, self._slot, self._meter, self._answer = scheduler, slot, meter, answer
+        self._scheduler, self._slot, self._meter, self._wake = scheduler, slot, meter, wake
+        self._clerk = 0  # the thread that calls `expire`
         self._lock = threading.Lock()  # held for the scheduler's decisions, never while a policy or slot is called
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._stopping = False
@@ -77,7 +77,7 @@ class Inference:
         self._ended = 0.0  # when this thread last finished a batch
         self._held_back = 0.0  # of the time since, what the scheduler waited for a fuller batch, s
 
-    # What the socket thread calls.
+    # What fronts and the socket thread call.
 
     def admit(self, ticket: Ticket) -> None:
         with self._lock:
@@ -90,6 +90,8 @@ class Inference:
             self._bell.put(None)
         if superseded:
             self._answer(superseded, Superseded("a newer observation of this session came first"))
+        if threading.get_ident() != self._clerk:
+            self._wake()
 
     def cancel(self, session: SessionKey) -> None:
         with self._lock:
@@ -99,6 +101,7 @@ class Inference:
 
     def expire(self) -> float | None:
         """Answer what is too late; returns when to look again, on the monotonic clock."""
+        self._clerk = threading.get_ident()
         with self._lock:
             next_expiry = self._scheduler.next_expiry()
             if next_expiry is None or next_expiry > now():
@@ -199,6 +202,18 @@ class Inference:
         self._slot.report_latency(policy.version, 1000 * (ended - started))
         self._ended, self._held_back = ended, 0.0
         self._computing = False
+
+    def _answer(self, ticket: Ticket, outcome: Outcome) -> None:
+        """What becomes of a request: called exactly once for each that was admitted."""
+        if isinstance(outcome, HotpolicyError):
+            self._meter.count(outcome.code)
+        else:
+            self._meter.count("answered")
+            self._meter.observe(outcome.timings_ms.items())
+        try:
+            ticket.answer(outcome)
+        except Exception:  # one front's fault; the others' robots go on
+            logger.exception("an answer to session %s was lost", ticket.request.session)
 
     def _note_swap(self, started: float, arrived: float) -> None:
         """What a swap cost this thread: how long, before the first batch after it, work was there and none was done."""

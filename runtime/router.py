@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
 
 import zmq
 from filelock import FileLock
 
 from hotpolicy.runtime import endpoint as endpoints
-from hotpolicy.runtime import envelope, wire
 from hotpolicy.runtime.bell import Bell
-from hotpolicy.runtime.errors import BadRequest, HotpolicyError
-from hotpolicy.runtime.wire import Buffer, Caps, Message
+from hotpolicy.runtime.wire import Buffer, Caps
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +64,8 @@ class Router:
                 frames.append(socket.recv(copy=False).buffer if frames else socket.recv())
         return peer, frames
 
-    def send(self, peer: bytes, reply: Message) -> None:
+    def send(self, peer: bytes, frames: Sequence[Buffer]) -> None:
         """From any thread. A peer that is gone, or does not read, costs nothing."""
-        frames = _encode(reply)
         with self._lock:
             if self._socket.closed:
                 return
@@ -85,11 +83,3 @@ class Router:
             self._socket.close()
         if self._file_lock:
             self._file_lock.release()
-
-
-def _encode(reply: Message) -> list[Buffer]:
-    try:
-        return wire.encode(reply)
-    except BadRequest as error:  # an answer of ours that has no place on the wire
-        logger.error("a %s reply could not be encoded: %s", reply["kind"], error)
-        return wire.encode(envelope.from_error(reply["id"], HotpolicyError(f"reply: {error}")))

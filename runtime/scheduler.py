@@ -11,15 +11,18 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from hotpolicy.runtime.messages import InferRequest
+from hotpolicy.runtime.errors import HotpolicyError
+from hotpolicy.runtime.messages import ActionChunk, InferRequest
 
 PATIENCE = 4  # batches a waiting request lets pass before it goes first
 ACTIVE_S = 1.0  # a session heard of within this time may be worth a moment's wait for a fuller batch
 
 SessionKey = tuple[bytes, str]
+Outcome = ActionChunk | HotpolicyError  # what becomes of a request
+Answer = Callable[[Outcome], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,9 +30,10 @@ class Ticket:
     """A request that waits, compared by identity: two robots may well send equal requests."""
 
     request: InferRequest
-    peer: bytes  # where the answer goes
+    peer: bytes  # whose it is
     arrived: float  # server's monotonic clock, s
     expires: float
+    answer: Answer  # called once, by any thread
 
     @property
     def session(self) -> SessionKey:

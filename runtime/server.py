@@ -1,42 +1,39 @@
 """The policy server: its sockets in one thread, the model in another, operators' commands in a third.
 
-The socket thread receives, checks and admits. It never calls a policy's `infer` or an operator's command, so a
-greeting, a ping or a new robot is answered while a model computes or a version loads. Each thread sends its own
-answers (see router.py).
+The socket thread receives, and each socket's front checks and admits. It never calls a policy's `infer` or an
+operator's command, so a greeting, a ping or a new robot is answered while a model computes or a version loads. Each
+thread sends its own answers (see router.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import queue
 import select
 import signal
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import zmq
 
-from hotpolicy.runtime import envelope
 from hotpolicy.runtime.bell import Bell
 from hotpolicy.runtime.clock import Deadline, now
 from hotpolicy.runtime.config import ServeConfig
-from hotpolicy.runtime.errors import EngineFault, HotpolicyError
-from hotpolicy.runtime.inference import Inference, Outcome, Slot
+from hotpolicy.runtime.desk import Desk
+from hotpolicy.runtime.envelope import one_line
+from hotpolicy.runtime.errors import EngineFault
+from hotpolicy.runtime.fronts import Front
+from hotpolicy.runtime.fronts.operators import Control, Operators
+from hotpolicy.runtime.fronts.robots import Robots
+from hotpolicy.runtime.inference import Inference, Slot
 from hotpolicy.runtime.life import Life, State
 from hotpolicy.runtime.metrics import Exposition, Meter
-from hotpolicy.runtime.reception import Handler, Reception
 from hotpolicy.runtime.router import Router
-from hotpolicy.runtime.scheduler import Scheduler, Ticket
-from hotpolicy.runtime.wire import Message
+from hotpolicy.runtime.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
-
-
-class Control(Protocol):
-    def handle(self, message: Message) -> dict[str, Any]: ...  # raises HotpolicyError; called by one thread
 
 
 class PolicyServer:
@@ -52,8 +49,8 @@ class PolicyServer:
         self._life = Life()
         self._slot, self._control = slot, control
         scheduler = Scheduler(config.max_batch, config.batch_window_ms / 1000, config.max_sessions)
-        self._inference = Inference(scheduler, slot, self.meter, self._answer)
-        self._reception = Reception(config, slot, self._inference, self.meter, self._life, self.stats)
+        self._inference = Inference(scheduler, slot, self.meter, self._wake)
+        self._desk = Desk(config, slot, self._inference, self.meter, self._life, self.stats)
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
         self._cleanup = contextlib.ExitStack()
@@ -78,20 +75,18 @@ class PolicyServer:
             stack.callback(self._bell.close)
             context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
             stack.callback(context.term)
-            self._robots = Router(context, self.config.caps, self._bell)
-            stack.callback(self._robots.close)
-            self._operators = Router(context, self.config.caps, self._bell)
-            stack.callback(self._operators.close)
-            self.endpoint = self._robots.bind("endpoint", self.config.endpoint)
-            self.control_endpoint = self._operators.bind("control", self.config.control)
+            self._robots = Robots(self._socket(stack, context), self._desk)
+            self._operators = Operators(self._socket(stack, context), self._desk, self._control)
+            self.endpoint = self._robots.router.bind("endpoint", self.config.endpoint)
+            self.control_endpoint = self._operators.router.bind("control", self.config.control)
             if self.config.metrics_port is not None:
                 self._exposition = Exposition(self.config.metrics_port, self.stats)
                 stack.callback(self._exposition.close)
             self._cleanup = stack.pop_all()
-        for target in (self._receive, self._infer, self._command):
-            name = f"hotpolicy-{target.__name__.strip('_')}"
-            self._threads.append(threading.Thread(target=self._guarded, args=(target,), name=name, daemon=True))
-            self._threads[-1].start()
+        for name, target in (("receive", self._receive), ("infer", self._infer), ("command", self._operators.run)):
+            thread = threading.Thread(target=self._guarded, args=(target,), name=f"hotpolicy-{name}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def wait_ready(self, timeout_s: float = 60.0) -> None:
         """Return once warmed up. Raises EngineFault when the warm-up failed or took longer."""
@@ -135,8 +130,7 @@ class PolicyServer:
         socket_thread, inference_thread, control_thread = self._threads
         self._inference.stop()
         inference_thread.join(1.0)  # a model that computes for longer is left behind: its thread is a daemon
-        with contextlib.suppress(queue.Full):
-            self._reception.commands.put_nowait(None)
+        self._operators.stop()
         control_thread.join(1.0)
         self._closing.set()
         self._bell.ring()
@@ -169,7 +163,15 @@ class PolicyServer:
             "versions": {role: policy.version if policy else None for role, policy in roles.items()},
         }
 
-    # The three threads.
+    # The threads.
+
+    def _socket(self, stack: contextlib.ExitStack, context: zmq.Context[zmq.Socket[bytes]]) -> Router:
+        router = Router(context, self.config.caps, self._bell)
+        stack.callback(router.close)
+        return router
+
+    def _wake(self) -> None:
+        self._bell.ring()
 
     def _guarded(self, target: Callable[[], None]) -> None:
         """A thread of ours that ends by an error takes the server to `failed`, loudly."""
@@ -177,35 +179,30 @@ class PolicyServer:
             target()
         except Exception as error:
             logger.exception("%s ended", threading.current_thread().name)
-            self._life.fail(f"{threading.current_thread().name}: {envelope.one_line(str(error))}")
+            self._life.fail(f"{threading.current_thread().name}: {one_line(str(error))}")
 
     def _receive(self) -> None:
-        desks = {
-            self._operators.fd: (self._operators, self._reception.operator),
-            self._robots.fd: (self._robots, self._reception.robot),
-        }
+        fronts: dict[int, Front] = {front.router.fd: front for front in (self._operators, self._robots)}
         poller = select.poll()
-        for descriptor in (self._bell.fd, *desks):
+        for descriptor in (self._bell.fd, *fronts):
             poller.register(descriptor, select.POLLIN)
-        awake = set(desks)  # descriptors of sockets that may have a message
+        awake = set(fronts)  # descriptors of sockets that may have a message
         while not self._closing.is_set():
-            awake = {descriptor for descriptor in awake if self._take(*desks[descriptor])}
+            awake = {descriptor for descriptor in awake if self._take(fronts[descriptor])}
             expiry = self._inference.expire()
             if not awake:
                 awake = {descriptor for descriptor, _ in poller.poll(_until(expiry))}
                 if self._bell.fd in awake:
                     self._bell.silence()
-                    awake = set(desks)
+                    awake = set(fronts)
 
-    def _take(self, router: Router, handler: Handler) -> bool:
-        """Receive one message of this socket, then let the other have its turn. Whether there was one."""
-        received = router.receive()
+    def _take(self, front: Front) -> bool:
+        """Receive one message of this socket, then let the others have their turn. Whether there was one."""
+        received = front.router.receive()
         if received is None:
             return False
-        peer, frames = received
         self.meter.count("received")
-        if reply := self._reception.reply_to(peer, frames, handler):
-            router.send(peer, reply)
+        front.handle(*received)
         return True
 
     def _infer(self) -> None:
@@ -213,33 +210,6 @@ class PolicyServer:
         self._inference.warm_up()
         self._life.ready()
         self._inference.run()
-
-    def _command(self) -> None:
-        while (command := self._reception.commands.get()) is not None:
-            peer, message = command
-            id, kind = message["id"], message["kind"]
-            try:
-                result = self._control.handle(message)
-                if kind == "status":
-                    result = {**result, "server": self.stats()}
-                reply = envelope.message("control", id, result=result)
-            except HotpolicyError as error:
-                reply = envelope.from_error(id, error)
-            except Exception as error:
-                logger.exception("control %s failed", kind)
-                reply = envelope.from_error(id, HotpolicyError(f"{kind}: {type(error).__name__}: {error}"))
-            self._operators.send(peer, reply)
-
-    def _answer(self, ticket: Ticket, outcome: Outcome) -> None:
-        """Any thread: what becomes of a request. Called exactly once for each that was admitted."""
-        if isinstance(outcome, HotpolicyError):
-            self.meter.count(outcome.code)
-            reply = envelope.from_error(ticket.request.id, outcome)
-        else:
-            self.meter.count("answered")
-            self.meter.observe(outcome.timings_ms.items())
-            reply = envelope.from_chunk(outcome)
-        self._robots.send(ticket.peer, reply)
 
 
 def _until(expiry: float | None) -> int:

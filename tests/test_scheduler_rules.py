@@ -11,14 +11,18 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from serving import observation
 
 from hotpolicy.runtime.messages import InferRequest
-from hotpolicy.runtime.scheduler import PATIENCE, Scheduler, Ticket
+from hotpolicy.runtime.scheduler import PATIENCE, Outcome, Scheduler, Ticket
 
 SHOWN = observation()
 
 
+def answer(outcome: Outcome) -> None:
+    pytest.fail("a pure decision answers nobody")
+
+
 def ticket(session: str = "a", id: int = 1, arrived: float = 0.0, deadline_s: float = 1.0) -> Ticket:
     request = InferRequest(id, session, SHOWN, observed_at=0.0, deadline_ms=1000 * deadline_s)
-    return Ticket(request, session.encode(), arrived, arrived + deadline_s)
+    return Ticket(request, session.encode(), arrived, arrived + deadline_s, answer)
 
 
 def batch(scheduler: Scheduler, now: float = 0.0, version: str = "v") -> list[Ticket]:
@@ -40,7 +44,7 @@ def test_sessions_of_the_same_name_from_two_peers_are_two() -> None:
     scheduler = Scheduler()
     request = InferRequest(1, "same", SHOWN, 0.0, 1000)
     for peer in (b"one", b"two"):
-        assert scheduler.admit(Ticket(request, peer, 0.0, 1.0)) is None
+        assert scheduler.admit(Ticket(request, peer, 0.0, 1.0, answer)) is None
     assert len(batch(scheduler)) == 2
 
 

@@ -1,0 +1,75 @@
+"""The control socket: operators' commands, done one after another by a thread of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from hotpolicy.runtime import envelope
+from hotpolicy.runtime.desk import Desk
+from hotpolicy.runtime.errors import BadRequest, Busy, HotpolicyError
+from hotpolicy.runtime.fronts.native import Native
+from hotpolicy.runtime.router import Router
+from hotpolicy.runtime.wire import Buffer, Message
+
+logger = logging.getLogger(__name__)
+
+COMMANDS = 64  # that may wait
+VERBS = ("stage", "swap", "promote", "rollback", "versions", "status", "history")
+
+
+class Control(Protocol):
+    def handle(self, message: Message) -> dict[str, Any]: ...  # raises HotpolicyError; called by one thread
+
+
+class Operators:
+    """`handle` is the socket thread's; `run` is the control thread, until `stop`."""
+
+    def __init__(self, router: Router, desk: Desk, control: Control):
+        self.router, self._desk, self._control = router, desk, control
+        self._native = Native(router, desk.config.caps, desk.meter, self._reply_to)
+        self._commands: queue.Queue[tuple[bytes, Message] | None] = queue.Queue(COMMANDS)
+
+    def handle(self, peer: bytes, frames: Sequence[Buffer]) -> None:
+        self._native.handle(peer, frames)
+
+    def run(self) -> None:
+        while (command := self._commands.get()) is not None:
+            peer, message = command
+            self._native.send(peer, self._done(message))
+
+    def stop(self) -> None:
+        """Let the thread end after the command it does."""
+        with contextlib.suppress(queue.Full):
+            self._commands.put_nowait(None)
+
+    def _reply_to(self, peer: bytes, message: Message) -> Message | None:
+        id, kind, life = message["id"], message.get("kind"), self._desk.life
+        if kind == "ping":
+            return envelope.message("pong", id, state=life.state)
+        if kind == "shutdown":
+            life.ended.set()
+            return envelope.message("control", id, result={"state": "draining"})
+        if kind not in VERBS:
+            raise BadRequest(f"kind: expected one of ping, shutdown, {', '.join(VERBS)} on the control endpoint")
+        try:
+            self._commands.put_nowait((peer, message))
+        except queue.Full as error:
+            raise Busy(f"control: {COMMANDS} commands are waiting already") from error
+        return None
+
+    def _done(self, message: Message) -> Message:
+        id, kind = message["id"], message["kind"]
+        try:
+            result = self._control.handle(message)
+        except HotpolicyError as error:
+            return envelope.from_error(id, error)
+        except Exception as error:
+            logger.exception("control %s failed", kind)
+            return envelope.from_error(id, HotpolicyError(f"{kind}: {type(error).__name__}: {error}"))
+        if kind == "status":
+            result = {**result, "server": self._desk.stats()}
+        return envelope.message("control", id, result=result)
