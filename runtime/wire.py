@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import msgpack
 import numpy as np
@@ -104,7 +104,7 @@ def decode(frames: Sequence[Buffer], caps: Caps = CAPS, fault: type[HotpolicyErr
     header = _header(frames, caps, fault)
     if header.get("v") != VERSION:
         raise fault(f"v: expected {VERSION}, got {_short(header.get('v'))}")
-    reader = _Reader(frames, caps, fault)
+    reader = Reader(frames, caps, fault)
     reader.walk(header, (), 1)
     if reader.unread:
         raise fault(f"frames: expected each to belong to one array, but {len(reader.unread)} belong to none")
@@ -142,30 +142,32 @@ def _header(frames: Sequence[Buffer], caps: Caps, fault: type[HotpolicyError]) -
     return header
 
 
-_Path = tuple[Any, ...]  # (the path of the map or list it is in, its key or index there); () for the header
+Path = tuple[Any, ...]  # (the path of the map or list it is in, its key or index there); () for the header
 
 
-class _Reader:
+class Reader:
     """Walks a header in place: arrays for their stand-ins, and no value of a kind or depth we did not ask for.
 
+    A reader of another dialect has `marks` and a `stand_in` of its own.
     A path is only spelled out for a fault: on the way it is a chain of tuples, which cost nothing.
     """
 
     __slots__ = ("caps", "fault", "frames", "unread")
+    marks: ClassVar[frozenset[str | bytes]] = frozenset((ARRAY,))  # keys that make a map the stand-in of an array
 
     def __init__(self, frames: Sequence[Buffer], caps: Caps, fault: type[HotpolicyError]):
         self.frames, self.caps, self.fault = frames, caps, fault
         self.unread = set(range(1, len(frames)))
 
-    def walk(self, value: Any, path: _Path, depth: int) -> Any:
+    def walk(self, value: Any, path: Path, depth: int) -> Any:
         if depth > self.caps.depth:
-            raise self._wrong(path, f"at most {self.caps.depth} levels")
+            raise self.wrong(path, f"at most {self.caps.depth} levels")
         if type(value) is dict:
-            if ARRAY in value:
-                return self._array(value, path)
+            if not self.marks.isdisjoint(value):
+                return self.stand_in(value, path)
             for key, item in value.items():
                 if type(key) is not str:
-                    raise self._wrong(path, f"text as keys, got {type(key).__name__}")
+                    raise self.wrong(path, f"text as keys, got {type(key).__name__}")
                 if type(item) not in _SCALARS:
                     value[key] = self.walk(item, (path, key), depth + 1)
         elif type(value) is list:
@@ -173,27 +175,30 @@ class _Reader:
                 if type(item) not in _SCALARS:
                     value[index] = self.walk(item, (path, index), depth + 1)
         else:  # a msgpack extension type
-            raise self._wrong(path, f"plain msgpack, got {type(value).__name__}")
+            raise self.wrong(path, f"plain msgpack, got {type(value).__name__}")
         return value
 
-    def _array(self, stand_in: dict[Any, Any], path: _Path) -> np.ndarray:
-        spec = stand_in[ARRAY]
-        if len(stand_in) != 1 or type(spec) is not list or len(spec) != 3:
-            raise self._wrong(path, "an array as [dtype, shape, place]")
+    def stand_in(self, value: dict[Any, Any], path: Path) -> Any:
+        spec = value[ARRAY]
+        if len(value) != 1 or type(spec) is not list or len(spec) != 3:
+            raise self.wrong(path, "an array as [dtype, shape, place]")
         name, shape, place = spec
         dtype = DTYPES.get(name) if type(name) is str else None
         if dtype is None:
-            raise self._wrong(path, f"a dtype among {', '.join(DTYPES)}, got {_short(name)}")
+            raise self.wrong(path, f"a dtype among {', '.join(DTYPES)}, got {_short(name)}")
+        return self.array(dtype, shape, place if type(place) is bytes else self._frame(place, path), path)
+
+    def array(self, dtype: np.dtype[Any], shape: Any, data: Buffer, path: Path) -> np.ndarray:
+        """A read-only view of `data` (C order), copied only where it is not aligned."""
         expected = self._size(shape, path) * dtype.itemsize
-        data = place if type(place) is bytes else self._frame(place, path)
         if expected != len(data):
-            raise self._wrong(path, f"{expected} bytes for {name} {_short(shape)}, got {len(data)}")
+            raise self.wrong(path, f"{expected} bytes for {dtype.str} {_short(shape)}, got {len(data)}")
         try:
             array = np.frombuffer(data, dtype).reshape(shape) if expected else np.empty(shape, dtype)
         except ValueError as error:  # sizes beside a zero that numpy cannot hold
-            raise self._wrong(path, f"a shape, got {_short(shape)}") from error
-        if name == "|b1" and expected and array.view(np.uint8).max() > 1:
-            raise self._wrong(path, "bytes 0 and 1 in a boolean array")
+            raise self.wrong(path, f"a shape, got {_short(shape)}") from error
+        if dtype.kind == "b" and expected and array.view(np.uint8).max() > 1:
+            raise self.wrong(path, "bytes 0 and 1 in a boolean array")
         flags = array.flags
         if not flags.aligned:  # a frame may start anywhere in libzmq's receive buffer
             array = array.copy()
@@ -201,7 +206,7 @@ class _Reader:
         flags.writeable = False
         return array
 
-    def _size(self, shape: object, path: _Path) -> int:
+    def _size(self, shape: object, path: Path) -> int:
         size = 1
         if type(shape) is list and len(shape) <= self.caps.ndim:
             for length in shape:
@@ -210,15 +215,15 @@ class _Reader:
                 size *= length
             else:
                 return size
-        raise self._wrong(path, f"a shape of at most {self.caps.ndim} sizes, got {_short(shape)}")
+        raise self.wrong(path, f"a shape of at most {self.caps.ndim} sizes, got {_short(shape)}")
 
-    def _frame(self, place: object, path: _Path) -> Buffer:
+    def _frame(self, place: object, path: Path) -> Buffer:
         if type(place) is not int or place not in self.unread:
-            raise self._wrong(path, f"the number of an array's own frame, got {_short(place)}")
+            raise self.wrong(path, f"the number of an array's own frame, got {_short(place)}")
         self.unread.discard(place)
         return self.frames[place]
 
-    def _wrong(self, path: _Path, expected: str) -> HotpolicyError:
+    def wrong(self, path: Path, expected: str) -> HotpolicyError:
         keys: list[str] = []
         while path:
             path, key = path
