@@ -15,6 +15,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Guidance:
+    """What each row's chunk is pulled towards while it is sampled: see `runtime/rtc.py`. A row of zero weights is
+    sampled as if there were no guidance."""
+
+    previous: np.ndarray  # (batch, horizon, width) float32, normalised; promised from now on, its last action repeated
+    weight: np.ndarray  # (batch, horizon) float32, 0..1: share of the pull for each action, see `rtc.weights`
+    limit: np.ndarray  # (batch,) float32, positive: maximum guidance weight
+
+    @classmethod
+    def none(cls, batch: int, horizon: int, width: int) -> Guidance:
+        """Of rows without any; fill in those that have some."""
+        zeros = np.zeros((batch, horizon, width), np.float32)
+        return cls(zeros, np.zeros((batch, horizon), np.float32), np.ones(batch, np.float32))
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """What a model sees, after transforms."""
 
@@ -24,6 +40,7 @@ class Batch:
     token_mask: np.ndarray  # (batch, length) bool; False for padding
     state: np.ndarray  # (batch, joints) float32, normalised
     noise: np.ndarray  # (batch, horizon, joints) float32, standard normal: where the flow starts
+    guidance: Guidance | None = None  # None: no row has any, and nothing is spent on it
 
 
 class Engine(Protocol):
