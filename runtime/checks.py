@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -83,9 +83,9 @@ class Verdict:
         return asdict(self)
 
 
-def ask(policy: ServedPolicy, golden: Golden) -> Answers:
-    """Ask one observation at a time; also warms the policy at its real shapes. Raises SwapRefused when the
-    golden observations are not for this policy, BadRequest and what the engine raises."""
+def ask(policy: ServedPolicy, golden: Golden, rest: Callable[[], None] | None = None) -> Answers:
+    """Ask one observation at a time; also warms the policy at its real shapes. `rest` is called between questions.
+    Raises SwapRefused when the golden observations are not for this policy, BadRequest and what the engine raises."""
     if golden.noise.shape[1] != policy.horizon:
         raise SwapRefused(
             f"{policy.version}: horizon: golden noise is for {golden.noise.shape[1]} actions, "
@@ -101,6 +101,8 @@ def ask(policy: ServedPolicy, golden: Golden) -> Answers:
     for n in range(max(len(observations), TIMED)):
         i = n % len(observations)
         policy.check(observations[i])
+        if rest:
+            rest()
         started = now()
         actions = policy.infer([observations[i]], golden.noise[i : i + 1])
         times.append(now() - started)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.policy import Policy
 from hotpolicy.runtime.store import Store
 
+LONGEST_REST_MS = 500.0
 log = logging.getLogger(__name__)
 Load = Callable[..., ServedPolicy]  # (bundle, parent policy or None) -> policy; a delta is given its parent
 
@@ -70,15 +72,22 @@ class Loader:
         self, version: str, live: Loaded | None, warm: Mapping[str, ServedPolicy], pace: Callable[[], float] = float
     ) -> Loaded:
         """Load and try a version; `warm` are the policies in memory, by id; `pace` tells what live takes while it
-        serves, ms, or 0. Raises one of CANDIDATE_FAULTS."""
+        serves, ms, or 0. Raises one of CANDIDATE_FAULTS.
+
+        Live serves meanwhile, on the same processor. Between two questions to the candidate as much time is left as
+        live takes for a batch, so that hardly any batch meets more than one of them."""
+
+        def rest() -> None:
+            time.sleep(min(pace(), LONGEST_REST_MS) / 1000)
+
         started = now()
         policy, root, golden = self._load_chain(version, warm)
         loaded = now()
         check_identity(policy, self.store.open(version), live.policy if live else None)
-        own = ask(policy, golden or Golden.blank(policy.spec, policy.horizon, width=policy.width))
+        own = ask(policy, golden or Golden.blank(policy.spec, policy.horizon, width=policy.width), rest)
         check_actions(policy, own, self.checks.margin)
         live_ms = max(live.answers.latency_ms, pace()) if live else 0.0
-        moved = self._compare(policy, own, live, live_ms) if live else None
+        moved = self._compare(policy, own, live, live_ms, rest) if live else None
         verdict = Verdict(
             version=version,
             against=live.policy.version if live else None,
@@ -91,9 +100,11 @@ class Loader:
         )
         return Loaded(policy, root, own, verdict)
 
-    def _compare(self, policy: ServedPolicy, own: Answers, live: Loaded, live_ms: float) -> float:
+    def _compare(
+        self, policy: ServedPolicy, own: Answers, live: Loaded, live_ms: float, rest: Callable[[], None]
+    ) -> float:
         """On live's observations: a candidate cannot bring easier ones."""
-        beside = own if own.golden.same(live.answers.golden) else ask(policy, live.answers.golden)
+        beside = own if own.golden.same(live.answers.golden) else ask(policy, live.answers.golden, rest)
         check_actions(policy, beside, self.checks.margin)
         return compare(policy, beside, replace(live.answers, latency_ms=live_ms), live.policy.version, self.checks)
 
