@@ -20,7 +20,7 @@ from hotpolicy.robots.sources import SteppedPolicySource
 from hotpolicy.runtime.client import PolicyClient
 from hotpolicy.runtime.clock import now
 from hotpolicy.runtime.errors import HotpolicyError
-from hotpolicy.runtime.messages import ActionChunk, Observation
+from hotpolicy.runtime.messages import ActionChunk, Observation, Rtc
 
 DEADLINE_MS = 5000.0  # time stands still in lock-step, so an answer may take its time on a busy machine
 
@@ -43,10 +43,10 @@ class WatchedClient(PolicyClient):
         self.log = log
         self.answered = 0
 
-    def infer(self, observation: Observation, deadline_ms: float | None = None) -> ActionChunk:
+    def infer(self, observation: Observation, deadline_ms: float | None = None, rtc: Rtc | None = None) -> ActionChunk:
         began = now()
         try:
-            chunk = super().infer(observation, deadline_ms)
+            chunk = super().infer(observation, deadline_ms, rtc)
         except HotpolicyError as error:
             self.log.append(Answer(began, float("nan"), None, error.code))
             raise

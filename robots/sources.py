@@ -93,7 +93,8 @@ class OperatorSource:
 
 
 class PolicySource:
-    """A policy server acts, asked ahead of need. No fresh action (server slow, lost or restarting): hold."""
+    """A policy server acts, asked ahead of need, as the buffer's chunking says. No fresh action (server slow, lost or
+    restarting): hold."""
 
     def __init__(self, client: PolicyClient, buffer: ChunkBuffer, deadline_ms: float | None = None):
         """`deadline_ms`: after which an answer is of no use; None: the client's own."""
@@ -116,7 +117,7 @@ class PolicySource:
             self.buffer.give_up()
         if self.buffer.should_ask():
             try:
-                self.buffer.asked(self.client.ask(observation, self._deadline_ms))
+                self.buffer.asked(self.client.ask(observation, self._deadline_ms, self.buffer.rtc()))
             except ServeError as error:
                 self.failures[error.code] += 1
         action = self.buffer.next()

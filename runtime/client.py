@@ -15,7 +15,7 @@ from hotpolicy.runtime.clock import Deadline, now
 from hotpolicy.runtime.connection import Connection
 from hotpolicy.runtime.envelope import ServerInfo
 from hotpolicy.runtime.errors import BadReply, BadRequest, ConfigError, HotpolicyError, ServerLost
-from hotpolicy.runtime.messages import ActionChunk, Boundary, InferRequest, Observation
+from hotpolicy.runtime.messages import ActionChunk, Boundary, InferRequest, Observation, Rtc
 
 __all__ = ["ControlClient", "PolicyClient", "ServerInfo"]
 
@@ -83,24 +83,25 @@ class PolicyClient(Connection):
         self.episode += 1
         self._asked = None
 
-    def infer(self, observation: Observation, deadline_ms: float | None = None) -> ActionChunk:
-        """The actions for this observation. Supersedes what `ask` still awaits.
+    def infer(self, observation: Observation, deadline_ms: float | None = None, rtc: Rtc | None = None) -> ActionChunk:
+        """The actions for this observation. Supersedes what `ask` still awaits. With `rtc` they carry on from the chunk
+        being executed where the server still has it; the chunk's `guided` says whether they do.
 
         Raises BadRequest (fix the call), ServerLost, Expired, Busy, EngineFault (hold, ask again) within the deadline.
         """
-        request, deadline = self._request(observation, deadline_ms)
+        request, deadline = self._request(observation, deadline_ms, rtc)
         self._asked = None
         self._post(envelope.from_request(request), deadline)
         if (reply := self._await(request.id, deadline)) is None:
             raise ServerLost(f"{self.endpoint}: no answer before the deadline")
         return envelope.to_chunk(reply)
 
-    def ask(self, observation: Observation, deadline_ms: float | None = None) -> int:
+    def ask(self, observation: Observation, deadline_ms: float | None = None, rtc: Rtc | None = None) -> int:
         """Send an observation and return its id at once; `poll` brings the answer.
 
         Raises BadRequest, or ServerLost when there is no server to send to: it does not wait for one.
         """
-        request, deadline = self._request(observation, deadline_ms)
+        request, deadline = self._request(observation, deadline_ms, rtc)
         self._asked = None
         self._post(envelope.from_request(request), Deadline.after(0.0))
         self._asked = _Asked(request.id, deadline)
@@ -127,7 +128,9 @@ class PolicyClient(Connection):
             raise ServerLost(f"{self.endpoint}: no answer before the deadline")
         return envelope.to_chunk(reply)
 
-    def _request(self, observation: Observation, deadline_ms: float | None) -> tuple[InferRequest, Deadline]:
+    def _request(
+        self, observation: Observation, deadline_ms: float | None, rtc: Rtc | None
+    ) -> tuple[InferRequest, Deadline]:
         budget_ms = 1000 * self.timeout_s if deadline_ms is None else deadline_ms
         if not budget_ms > 0:
             raise BadRequest(f"deadline_ms: expected more than 0, got {deadline_ms}")
@@ -139,6 +142,7 @@ class PolicyClient(Connection):
             deadline_ms=budget_ms,
             boundary=self.boundary,
             episode=self.episode,
+            rtc=rtc,
         )
         return request, Deadline.after(budget_ms / 1000)
 

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import asdict, dataclass
+from typing import Any, cast, get_args
 
 import numpy as np
 
 from hotpolicy.runtime import wire
 from hotpolicy.runtime.errors import BadReply, BadRequest, HotpolicyError, from_code
-from hotpolicy.runtime.messages import ActionChunk, Boundary, InferRequest, Observation, RobotSpec
+from hotpolicy.runtime.messages import ActionChunk, Boundary, InferRequest, Observation, RobotSpec, Rtc
+from hotpolicy.runtime.rtc import Schedule
 from hotpolicy.runtime.wire import Message
 
 BOUNDARIES = ("chunk", "episode")
+SCHEDULES = get_args(Schedule)
+MAX_WEIGHT = 100.0  # a pull so strong that no step of a flow makes sense of it, and one that is far from overflow
 SESSION_LENGTH = 128  # characters
 TASK_LENGTH = 2000
 ERROR_LENGTH = 400
@@ -45,6 +48,12 @@ class Fields:
         value = self.message.get(name)
         if type(value) is not int or not 0 <= value <= MAX_ID:
             raise self._wrong(name, "an integer from 0 to 2**63-1")
+        return value
+
+    def flag(self, name: str) -> bool:
+        value = self.message.get(name)
+        if type(value) is not bool:
+            raise self._wrong(name, "true or false")
         return value
 
     def number(self, name: str) -> float:
@@ -83,7 +92,7 @@ def message(kind: str, id: int | None, **fields: Any) -> Message:
 
 
 def from_request(request: InferRequest) -> Message:
-    return {
+    fields: Message = {
         "v": wire.VERSION,
         "kind": "infer",
         "id": request.id,
@@ -96,6 +105,9 @@ def from_request(request: InferRequest) -> Message:
         "state": request.observation.state,
         "images": dict(request.observation.images),
     }
+    if request.rtc is not None:  # a server that does not know the field answers as ever
+        fields["rtc"] = asdict(request.rtc)
+    return fields
 
 
 def to_request(message: Message) -> InferRequest:
@@ -119,6 +131,26 @@ def to_request(message: Message) -> InferRequest:
         deadline_ms=deadline_ms,
         boundary=cast(Boundary, boundary),
         episode=fields.integer("episode"),
+        rtc=_to_rtc(fields.mapping("rtc")) if "rtc" in message else None,
+    )
+
+
+def _to_rtc(message: Message) -> Rtc:
+    """Raises BadRequest naming the field. Whether there is such a chunk is for the server to see."""
+    fields = Fields({f"rtc.{name}": value for name, value in message.items()}, BadRequest)
+    schedule = fields.text("rtc.schedule", 16)
+    if schedule not in SCHEDULES:
+        raise BadRequest(f"rtc.schedule: expected one of {', '.join(SCHEDULES)}, got {schedule!a}")
+    max_weight = fields.number("rtc.max_weight")
+    if not 0 < max_weight <= MAX_WEIGHT:
+        raise BadRequest(f"rtc.max_weight: expected more than 0 and at most {MAX_WEIGHT:g}, got {max_weight:g}")
+    return Rtc(
+        previous=fields.integer("rtc.previous"),
+        executed=fields.integer("rtc.executed"),
+        delay=fields.integer("rtc.delay"),
+        execution_horizon=fields.integer("rtc.execution_horizon"),
+        schedule=cast(Schedule, schedule),
+        max_weight=max_weight,
     )
 
 
@@ -133,6 +165,7 @@ def from_chunk(chunk: ActionChunk) -> Message:
         "digest": chunk.digest,
         "timings_ms": chunk.timings_ms,
         "actions": chunk.actions,
+        "guided": chunk.guided,
     }
 
 
@@ -156,6 +189,7 @@ def to_chunk(message: Message) -> ActionChunk:
         version=fields.text("version", 128),
         digest=fields.text("digest", 128),
         timings_ms={name: timings.number(name) for name in timings.message},
+        guided=fields.flag("guided") if "guided" in message else False,
     )
 
 

@@ -16,11 +16,13 @@ import numpy as np
 
 from hotpolicy.runtime.clock import now
 from hotpolicy.runtime.envelope import one_line
+from hotpolicy.runtime.epochs import Epochs, Guide
 from hotpolicy.runtime.errors import BadRequest, Busy, EngineFault, Expired, HotpolicyError, Superseded
 from hotpolicy.runtime.messages import ActionChunk, Boundary, Observation, RobotSpec
 from hotpolicy.runtime.metrics import Meter
 from hotpolicy.runtime.scheduler import Outcome, Scheduler, SessionKey, Ticket
 
+EPOCHS = 4  # sessions whose last chunks are kept, as a multiple of those that may wait at once
 logger = logging.getLogger(__name__)
 
 
@@ -31,10 +33,16 @@ class Policy(Protocol):
     digest: str
     spec: RobotSpec
     horizon: int
+    guidable: bool  # whether `infer` takes guides=; one that does not say is not given any
 
     def check(self, observation: Observation) -> None: ...  # raises BadRequest naming the field
 
-    def infer(self, observations: Sequence[Observation], noise: np.ndarray | None = None) -> np.ndarray: ...
+    def infer(
+        self,
+        observations: Sequence[Observation],
+        noise: np.ndarray | None = None,
+        guides: Sequence[Guide | None] | None = None,
+    ) -> np.ndarray: ...
 
 
 class Slot(Protocol):
@@ -68,6 +76,7 @@ class Inference:
         """`wake`: another thread has admitted a request, so `expire` may have to be called sooner."""
         self.swap_stall_ms = {"last": 0.0, "longest": 0.0, "swaps": 0}
         self._scheduler, self._slot, self._meter, self._wake = scheduler, slot, meter, wake
+        self._epochs = Epochs(EPOCHS * scheduler.max_sessions)
         self._clerk = 0  # the thread that calls `expire`
         self._lock = threading.Lock()  # held for the scheduler's decisions, never while a policy or slot is called
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -113,8 +122,9 @@ class Inference:
         return next_expiry
 
     def leave(self, session: SessionKey) -> None:
-        """The robot says goodbye: nothing of it waits, no version is held for it."""
+        """The robot says goodbye: nothing of it waits, no version is held for it, no chunk is kept."""
         self.cancel(session)
+        self._epochs.drop(session)
         self._slot.forget(session[1])
 
     def waiting(self) -> int:
@@ -192,16 +202,34 @@ class Inference:
     def _compute(self, batch: list[Ticket], policy: Policy) -> None:
         started = now()
         self._note_swap(started, min(ticket.arrived for ticket in batch))
-        outcomes = _compute(policy, [ticket.request.observation for ticket in batch])
+        guides = self._guides(batch, policy)
+        outcomes = _compute(policy, [ticket.request.observation for ticket in batch], guides)
         ended = now()
         self._meter.count("batches")
         if any(isinstance(outcome, EngineFault) for outcome in outcomes):  # said before anybody hears of it
             self._slot.report_fault(policy.version)  # enough of them, and the slot goes back to the version before
-        for ticket, outcome in zip(batch, outcomes, strict=True):
-            self._answer(ticket, _outcome(ticket, policy, outcome, started, ended))
+        kept = getattr(policy, "guidable", False)
+        for ticket, actions, guide in zip(batch, outcomes, guides or [None] * len(batch), strict=True):
+            outcome = _outcome(ticket, policy, actions, guide is not None, started, ended)
+            if kept and isinstance(outcome, ActionChunk):  # before it is answered: the robot may ask again at once
+                self._epochs.keep(ticket.session, ticket.request, policy.version, outcome.actions)
+            self._answer(ticket, outcome)
         self._slot.report_latency(policy.version, 1000 * (ended - started))
         self._ended, self._held_back = ended, 0.0
         self._computing = False
+
+    def _guides(self, batch: list[Ticket], policy: Policy) -> list[Guide | None] | None:
+        """What each of the batch carries on from; None when nobody has anything."""
+        asking = [ticket for ticket in batch if ticket.request.rtc is not None]
+        if not asking:
+            return None
+        guides: list[Guide | None] = [None] * len(batch)
+        if getattr(policy, "guidable", False):
+            guides = [self._epochs.guide(ticket.session, ticket.request, policy.version) for ticket in batch]
+        guided = len(guides) - guides.count(None)
+        self._meter.count("guided", guided)
+        self._meter.count("unguided", len(asking) - guided)  # of those that asked for it
+        return guides if guided else None
 
     def _answer(self, ticket: Ticket, outcome: Outcome) -> None:
         """What becomes of a request: called exactly once for each that was admitted."""
@@ -230,7 +258,7 @@ class Inference:
 
 
 def _outcome(
-    ticket: Ticket, policy: Policy, actions: np.ndarray | EngineFault, started: float, ended: float
+    ticket: Ticket, policy: Policy, actions: np.ndarray | EngineFault, guided: bool, started: float, ended: float
 ) -> Outcome:
     if isinstance(actions, EngineFault):
         return actions
@@ -248,14 +276,17 @@ def _outcome(
             "infer": 1000 * (ended - started),
             "total": 1000 * (ended - ticket.arrived),
         },
+        guided=guided,
     )
 
 
-def _compute(policy: Policy, observations: list[Observation]) -> Sequence[np.ndarray | EngineFault]:
+def _compute(
+    policy: Policy, observations: list[Observation], guides: list[Guide | None] | None = None
+) -> Sequence[np.ndarray | EngineFault]:
     """One action array or one fault for each observation. A policy may fail in any way; the server goes on."""
     expected = (len(observations), policy.horizon, len(policy.spec.joints))
     try:
-        actions = policy.infer(observations)
+        actions = policy.infer(observations) if guides is None else policy.infer(observations, guides=guides)
     except Exception as error:
         logger.exception("policy %s failed", policy.version)
         return [EngineFault(f"policy {policy.version}: {_name(error)}")] * len(observations)

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from hotpolicy.runtime.rtc import Schedule
+
 Boundary = Literal["chunk", "episode"]  # when a session may move to a newly promoted policy version
 
 
@@ -74,6 +76,19 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Rtc:
+    """Real-time chunking: what the robot goes on executing while its next chunk is computed, so that this one is made
+    to carry on from it. The server has the chunk itself and knows it by its request."""
+
+    previous: int  # request id of the chunk being executed
+    executed: int  # index in it of the action that is next when the observation is taken
+    delay: int  # actions expected to be executed from there before the answer is in use: kept as they are
+    execution_horizon: int  # actions from there over which the hold on the new chunk ends
+    schedule: Schedule = "exp"  # how it falls after `delay`
+    max_weight: float = 10.0  # the strongest pull, in velocities per normalised unit; LeRobot's default
+
+
+@dataclass(frozen=True, slots=True)
 class InferRequest:
     """An observation on its way to a policy, with what the scheduler needs to know."""
 
@@ -83,7 +98,8 @@ class InferRequest:
     observed_at: float  # client's monotonic clock, s; echoed, never compared with the server's
     deadline_ms: float  # budget from arrival at the server; past it the request is answered `expired`
     boundary: Boundary = "chunk"
-    episode: int = 0  # a new number ends the old episode (matters for boundary "episode")
+    episode: int = 0  # a new number ends the old episode: its version may change, and its chunks hold nothing any more
+    rtc: Rtc | None = None  # None: the chunk begins afresh
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +113,4 @@ class ActionChunk:
     version: str  # id of the policy bundle that computed it
     digest: str  # content digest of that bundle, hex
     timings_ms: Mapping[str, float] = field(default_factory=dict)  # "queue", "infer", "total" at the server
+    guided: bool = False  # carries on from the chunk that the request's `rtc` names

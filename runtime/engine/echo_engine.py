@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -57,7 +58,10 @@ class EchoEngine:
 
 @dataclass(frozen=True)
 class EchoPolicy:
-    """The policy contract without transforms: `level` in the robot's own units."""
+    """The policy contract without transforms: `level` in the robot's own units. It takes no guides: a session that
+    sends `rtc` is answered all the same, and told that its chunk is not guided."""
+
+    guidable: ClassVar[bool] = False
 
     version: str
     digest: str
