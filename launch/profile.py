@@ -13,6 +13,7 @@ from hotpolicy.launch.fields import Fields
 from hotpolicy.robots.kinematics import CHAINS
 from hotpolicy.robots.limits import TOOL_SPEED, Fallback
 from hotpolicy.robots.plugins import PluginUse
+from hotpolicy.runtime.chunks import Chunking
 from hotpolicy.runtime.errors import CalibrationError, ConfigError
 from hotpolicy.runtime.messages import CameraSpec, Joint, RobotSpec
 
@@ -75,6 +76,7 @@ class Profile:
     fallback_s: float
     safe_pose: tuple[float, ...] | None  # in the order of the joints: where the arm parks
     tool_speed: float  # mm/s
+    chunking: Chunking  # how the robot comes from one chunk of actions to the next, see runtime/chunks.py
     endpoint: str  # the policy server's data socket
     control: str  # the policy server's control socket
     world: str | None  # the simulator's socket; None for an arm of metal
@@ -131,6 +133,7 @@ def load_profile(name: str | Path) -> Profile:
         fallback_s=fields.number("fallback_s", above=0, at_most=3600, unit="s") if fields.has("fallback_s") else 10.0,
         safe_pose=_safe_pose(fields, joints),
         tool_speed=fields.number("tool_speed", above=0, unit="mm/s") if fields.has("tool_speed") else TOOL_SPEED,
+        chunking=_chunking(fields),
         endpoint=_endpoint(server, "endpoint"),
         control=_endpoint(server, "control"),
         world=_endpoint(fields, "world") if fields.has("world") else None,
@@ -223,6 +226,10 @@ def _joints(fields: Fields) -> tuple[JointProfile, ...]:
 
 def _fallback(fields: Fields) -> Fallback:
     return cast("Fallback", fields.text("fallback", choices=get_args(Fallback)) if fields.has("fallback") else "hold")
+
+
+def _chunking(fields: Fields) -> Chunking:
+    return cast("Chunking", fields.text("chunking", choices=get_args(Chunking)) if fields.has("chunking") else "rtc")
 
 
 def _safe_pose(fields: Fields, joints: Sequence[JointProfile]) -> tuple[float, ...] | None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hotpolicy.robots.feed import Feed, Subscriber
     from hotpolicy.robots.loop import EpisodeReport
     from hotpolicy.robots.sources import Source
+    from hotpolicy.runtime.chunks import Chunking
     from hotpolicy.runtime.client import PolicyClient
     from hotpolicy.runtime.messages import Boundary, RobotSpec
 
@@ -34,6 +35,14 @@ def run(
     longest_s: LongestS = None,
     replan: Annotated[int, typer.Option(help="Actions of a chunk that are carried out before the next is used.")] = 4,
     deadline_ms: Annotated[float, typer.Option(help="An answer later than this is of no use, ms.")] = 500.0,
+    chunking: Annotated[
+        str | None,
+        typer.Option(
+            help="From one chunk to the next: sync (execute, then hold while the next is computed), async (ask ahead, "
+            "replace), rtc (ask ahead, and have the next chunk carry on from what is being executed; where the server "
+            "cannot, as async). Default: the profile's, else rtc. In lock-step the loop waits for each answer instead."
+        ),
+    ] = None,
     boundary: Annotated[
         str, typer.Option(help="When this robot moves to a swapped version: at the next chunk, or episode.")
     ] = "chunk",
@@ -55,11 +64,12 @@ def run(
 
     if boundary not in ("chunk", "episode"):
         raise ConfigError(f"boundary: expected chunk or episode, got {boundary!r}")
+    way = _chunking(chunking)
     profile, at = load_profile(robot), _boundary(boundary)
     with PolicyClient(endpoint or profile.endpoint, timeout_s=deadline_ms / 1000, boundary=at) as client:
         require_fit(client.hello().spec, profile.spec)
         with Rig.open(profile) as rig:
-            source = policy_source(rig, client, replan)
+            source = policy_source(rig, client, replan, way)
             with taking_over(rig, source, teleop) as source, stop_key(rig, teleop):
                 drive(rig, task, source, episodes, seed, longest_s, record=record, release=release, as_json=as_json)
 
@@ -150,14 +160,16 @@ def stop_key(rig: Rig, teleop: str | None) -> Iterator[None]:
         yield
 
 
-def policy_source(rig: Rig, client: PolicyClient, replan: int) -> Source:
-    """Asked ahead of need; in lock-step the loop waits for each answer, so that a run depends on its seed alone."""
+def policy_source(rig: Rig, client: PolicyClient, replan: int, chunking: Chunking | None = None) -> Source:
+    """`chunking`, or the profile's; in lock-step the loop waits for each answer, so that a run depends on its seed
+    alone."""
     from hotpolicy.robots.sources import PolicySource, SteppedPolicySource
     from hotpolicy.runtime.chunks import ChunkBuffer
 
     if rig.stepped:
         return SteppedPolicySource(client, replan, deadline_ms=STEPPED_DEADLINE_S * 1000)
-    return PolicySource(client, ChunkBuffer(rig.profile.rate_hz, replan=replan))
+    buffer = ChunkBuffer(rig.profile.rate_hz, replan=replan, chunking=chunking or rig.profile.chunking)
+    return PolicySource(client, buffer)
 
 
 def require_fit(policy: RobotSpec, robot: RobotSpec) -> None:
@@ -189,6 +201,14 @@ def episode_row(index: int, report: EpisodeReport) -> dict[str, Any]:
         "seconds": round(report.seconds, 2),
         "versions": ", ".join(report.versions),
     }
+
+
+def _chunking(name: str | None) -> Chunking | None:
+    from hotpolicy.runtime.chunks import Chunking
+
+    if name is not None and name not in get_args(Chunking):
+        raise ConfigError(f"chunking: expected one of {', '.join(get_args(Chunking))}, got {name!r}")
+    return cast("Chunking | None", name)
 
 
 def _boundary(name: str) -> Boundary:
