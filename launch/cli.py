@@ -36,7 +36,7 @@ from hotpolicy.runtime.errors import HotpolicyError, StopUnconfirmed
 EXTRAS = {
     "torch": "server",
     "safetensors": "server",
-    "onnxruntime": "server",
+    "onnxruntime": "onnx",
     "prometheus_client": "server",
     "sentencepiece": "server",
     "ml_dtypes": "server",

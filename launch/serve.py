@@ -1,12 +1,14 @@
-"""`hotpolicy serve`: a store, an engine and two sockets become a policy server in the foreground."""
+"""`hotpolicy serve`: a folder or a store, an engine and two sockets become a policy server in the foreground."""
 
 from __future__ import annotations
 
 import json
 import logging
 import threading
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,12 +16,14 @@ import typer
 
 from hotpolicy.launch.fields import Fields
 from hotpolicy.launch.options import STORE
-from hotpolicy.launch.versions import open_store
-from hotpolicy.runtime.errors import ConfigError, HotpolicyError
+from hotpolicy.launch.versions import open_store, shipped
+from hotpolicy.runtime.errors import BundleError, ConfigError, HotpolicyError
 
 if TYPE_CHECKING:
     from hotpolicy.runtime.config import ServeConfig
+    from hotpolicy.runtime.loader import Load
     from hotpolicy.runtime.server import PolicyServer
+    from hotpolicy.runtime.store import Store
 
 log = logging.getLogger(__name__)
 WARM_UP_S = 600.0  # a large model's first inference may take minutes
@@ -33,14 +37,27 @@ class ServeOptions:
     engine: str
     own: Mapping[str, Any]  # the engine's options
     config: ServeConfig
+    folder: Path | None = None  # what to begin with; None: the store's live version
 
 
 def serve(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            help="What to serve: a folder that `export` wrote (needs no torch), a sealed bundle's, or `nano`. It is "
+            "added to the store and made live. Default: the store's live version."
+        ),
+    ] = None,
     store: Annotated[
         Path | None,
         typer.Option(envvar="HOTPOLICY_STORE", help=f"Folder that keeps the policy versions. Default: {STORE}."),
     ] = None,
-    engine: Annotated[str | None, typer.Option(help="What computes: torch, onnx, echo. Default: torch.")] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="What computes: torch, onnx, echo. Default: onnx for an exported folder and where there is no torch."
+        ),
+    ] = None,
     endpoint: Annotated[
         str | None, typer.Option(help="Data socket, loopback tcp or ipc. Default: tcp://127.0.0.1:5555.")
     ] = None,
@@ -70,8 +87,9 @@ def serve(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the ready line as JSON.")] = False,
 ) -> None:
-    """Serve the store's live version to robots until SIGTERM or Ctrl-C, then finish what waits."""
+    """Serve a policy to robots until SIGTERM or Ctrl-C, then finish what waits."""
     given = {
+        "folder": folder,
         "store": store,
         "engine": engine,
         "endpoint": endpoint,
@@ -95,7 +113,9 @@ def serve_options(file: Path | None, given: dict[str, Any]) -> ServeOptions:
     from hotpolicy.runtime.engine import ENGINES
 
     values = {**(_read(file) if file else {}), **given}
-    store, engine = Path(values.pop("store", STORE)), values.pop("engine", "torch")
+    store, folder = Path(values.pop("store", STORE)), values.pop("folder", None)
+    folder = None if folder is None else shipped(Path(folder))
+    engine = values.pop("engine", None) or _engine_for(folder)
     own: dict[str, Any] = {name: values.pop(name) for name in ("threads", "device", "dtype") if name in values}
     if engine not in ENGINES:
         raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
@@ -103,29 +123,60 @@ def serve_options(file: Path | None, given: dict[str, Any]) -> ServeOptions:
         raise ConfigError(f"threads: expected a number from 1 to 256, got {own['threads']}")
     if engine != "torch" and (foreign := sorted(own.keys() & {"device", "dtype"})):
         raise ConfigError(f"{foreign[0]}: an option of the torch engine, the engine is {engine}")
-    return ServeOptions(store, engine, own, ServeConfig(**values))
+    return ServeOptions(store, engine, own, ServeConfig(**values), folder)
 
 
 def make_server(options: ServeOptions) -> PolicyServer:
-    """Load the store's last good version. Raises UnknownVersion for an empty store, BundleError, ConfigError."""
+    """Load the folder, or the store's last good version. Raises UnknownVersion for an empty store, BundleError,
+    ConfigError."""
     from hotpolicy.runtime.control import Control
-    from hotpolicy.runtime.loader import load_with
     from hotpolicy.runtime.server import PolicyServer
     from hotpolicy.runtime.slot import Slot
+
+    store = open_store(options.store, onnx=options.engine == "onnx")
+    wanted = None if options.folder is None else _begin_with(options.folder, store)
+    slot = Slot(store, _load(options))
+    if wanted not in (None, slot.live.version):
+        raise BundleError(f"{options.folder}: version {wanted} cannot be served: the log says why")
+    return PolicyServer(options.config, slot, Control(slot, store))
+
+
+def _engine_for(folder: Path | None) -> str:
+    from hotpolicy.runtime.exported import is_exported
+
+    if (folder is not None and is_exported(folder)) or find_spec("torch") is None:
+        return "onnx"
+    return "torch"
+
+
+def _load(options: ServeOptions) -> Load:
+    if options.engine == "onnx":
+        from hotpolicy.runtime.onnx_store import OnnxLoad
+
+        return OnnxLoad(**options.own)
+    from hotpolicy.runtime.loader import load_with
 
     if options.engine == "torch":
         from hotpolicy.runtime.engine.torch_place import TorchOptions
 
         TorchOptions(**options.own)  # a wrong one is not the fault of a version
-    store = open_store(options.store)
-    slot = Slot(store, load_with(options.engine, **options.own))
-    return PolicyServer(options.config, slot, Control(slot, store))
+    return load_with(options.engine, **options.own)
+
+
+def _begin_with(folder: Path, store: Store) -> str:
+    """The version that a folder is, added to the store and live there. Naming a folder is a choice like any swap, and
+    is written into the history like one; a restart of `serve` without a folder goes on with what is live then."""
+    version = store.add(folder)
+    change = next(iter(store.history(1)), None)
+    if change is None or change.version != version:
+        store.promote(version, by="serve", request_id=f"serve-{uuid.uuid4().hex}")
+    return version
 
 
 def _read(file: Path) -> dict[str, Any]:
     fields = Fields.read(file)
     found: dict[str, Any] = {}
-    for name in ("store", "engine", "endpoint", "control", "device", "dtype"):
+    for name in ("folder", "store", "engine", "endpoint", "control", "device", "dtype"):
         if fields.has(name):
             found[name] = fields.text(name)
     for name in ("threads", "max_batch", "metrics_port"):

@@ -35,22 +35,35 @@ def versions(control: Control = CONTROL, as_json: AsJson = False) -> None:
 
 def add(
     bundle: Annotated[
-        Path, typer.Argument(help="Folder of a sealed policy bundle, or the name of one that comes along: nano.")
+        Path,
+        typer.Argument(
+            help="Folder of a sealed policy bundle or of an exported policy, or the name of what comes along: nano."
+        ),
     ],
     store: StoreFolder = STORE,
 ) -> None:
-    """Copy a policy bundle into a store, verified whole, and print its version."""
-    shipped = SHIPPED / bundle
-    typer.echo(open_store(store).add(shipped if len(bundle.parts) == 1 and shipped.is_dir() else bundle))
+    """Copy a policy into a store, verified whole, and print its version."""
+    from hotpolicy.runtime.exported import is_exported
+
+    folder = shipped(bundle)
+    typer.echo(open_store(store, onnx=is_exported(folder)).add(folder))
 
 
 def swap(
-    version: Annotated[str, typer.Argument(help="Version id, a unique beginning of one, or `previous`.")],
+    version: Annotated[
+        str,
+        typer.Argument(
+            help="Version id, a unique beginning of one, or `previous`; or a folder (exported or sealed), which "
+            "the server reads and adds to its store."
+        ),
+    ],
     control: Control = CONTROL,
     request_id: Request = None,
     as_json: AsJson = False,
 ) -> None:
     """Load a version beside the live one, check it, and make it live between two chunks. No request is lost."""
+    if (folder := Path(version) / "manifest.json").is_file():
+        version = str(folder.parent.resolve())
     with connect(control) as client:
         reply = client.swap(version, request_id=request_id or uuid.uuid4().hex, by=getpass.getuser())
     _show_change(reply, as_json)
@@ -81,11 +94,21 @@ def connect(control: str) -> ControlClient:
     return ControlClient(control)
 
 
-def open_store(folder: Path) -> Store:
-    """Raises ConfigError when the folder cannot be one."""
-    from hotpolicy.runtime.store import Store
+def shipped(folder: Path) -> Path:
+    """The folder of what comes along, where that is named."""
+    inside = SHIPPED / folder
+    return inside if len(folder.parts) == 1 and inside.is_dir() else folder
 
+
+def open_store(folder: Path, onnx: bool = False) -> Store:
+    """With `onnx`, one that keeps exported folders too. Raises ConfigError when the folder cannot be one."""
     try:
+        if onnx:
+            from hotpolicy.runtime.onnx_store import OnnxStore
+
+            return OnnxStore(folder)
+        from hotpolicy.runtime.store import Store
+
         return Store(folder)
     except OSError as error:
         raise ConfigError(f"store: expected a folder, {folder}: {error.strerror}") from error

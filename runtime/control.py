@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hotpolicy.runtime.clock import now
-from hotpolicy.runtime.errors import BadRequest, Busy, HotpolicyError, from_code
+from hotpolicy.runtime.errors import BadRequest, Busy, HotpolicyError, SwapRefused, from_code
 from hotpolicy.runtime.history import Change
 from hotpolicy.runtime.slot import Slot
 from hotpolicy.runtime.store import Store
 
 Message = Mapping[str, Any]
 REMEMBERED = 256  # newest request ids whose outcome is repeated, not done again
+LONGEST_PATH = 4096  # of a folder that is to be swapped in
 CHANGING = ("stage", "swap", "promote", "rollback", "shutdown")  # need a request_id
 
 
@@ -72,12 +73,12 @@ class Control:
                 self._outcomes.popitem(last=False)
 
     def _stage(self, message: Message) -> dict[str, Any]:
-        verdict = self.slot.stage(_text(message, "version"))
+        verdict = self.slot.stage(self._known(message))
         return {"version": verdict.version, "verdict": verdict.to_dict()}
 
     def _swap(self, message: Message) -> dict[str, Any]:
         request_id, started = _text(message, "request_id"), now()
-        version = self.store.find(_text(message, "version"))
+        version = self._known(message)
         done = self.store.recall(request_id)  # from before a restart
         if done is None and version == self.slot.live.version:
             return {"version": version, "before": version, "changed": False}
@@ -87,6 +88,17 @@ class Control:
         reply = self._move(lambda: self.slot.promote(version, request_id, _by(message)))
         phases = {"load_ms": verdict.load_ms, "verify_ms": verdict.verify_ms} if verdict else {}
         return {**reply, **phases, "total_ms": (now() - started) * 1000}
+
+    def _known(self, message: Message) -> str:
+        """The id of the version that is named. A folder of this machine, named from its root, is added to the store
+        first, verified whole. Raises UnknownVersion, BundleError, Busy, SwapRefused."""
+        version = _text(message, "version", LONGEST_PATH)
+        if not version.startswith("/"):
+            return self.store.find(version)
+        try:
+            return self.store.add(version)
+        except OSError as error:
+            raise SwapRefused(f"{version}: the server cannot take it in: {error.strerror}") from error
 
     def _promote(self, message: Message) -> dict[str, Any]:
         version, request_id = _text(message, "version"), _text(message, "request_id")
@@ -154,10 +166,10 @@ class Control:
         return {"stopping": True}
 
 
-def _text(message: Message, name: str) -> str:
+def _text(message: Message, name: str, longest: int = 200) -> str:
     value = message.get(name)
-    if not isinstance(value, str) or not 0 < len(value) <= 200 or not value.isprintable():
-        raise BadRequest(f"{name}: expected a text of 1 to 200 printable characters, got {str(value)[:40]!r}")
+    if not isinstance(value, str) or not 0 < len(value) <= longest or not value.isprintable():
+        raise BadRequest(f"{name}: expected a text of 1 to {longest} printable characters, got {str(value)[:40]!r}")
     return value
 
 

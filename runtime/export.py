@@ -29,6 +29,7 @@ from hotpolicy.runtime.engine.torch_place import TorchOptions
 from hotpolicy.runtime.engine.torch_weights import build_model, tensors_from_numpy
 from hotpolicy.runtime.errors import BundleError, ConfigError
 from hotpolicy.runtime.exported import KIND, SCHEMA, Exported, GraphName, prefix_digest, to_json
+from hotpolicy.runtime.golden import FILE as GOLDEN
 from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.graph import OPSET, Graph, external_tensor
 from hotpolicy.runtime.manifest import TensorInfo
@@ -96,7 +97,7 @@ def _write_graphs(
     prefix = prefix_digest(tip.manifest.model, infos, places)
     for graph_name, graph in graphs.items():
         _write_graph(folder, graph_name, graph, tensors, {"prefix": prefix, "bundle": tip.digest})
-    _copy_vocabulary(folder, chain)
+    _copy_side_files(folder, chain)
     return {
         "schema": SCHEMA,
         "kind": KIND,
@@ -114,11 +115,13 @@ def _write_graphs(
     }
 
 
-def _copy_vocabulary(folder: Path, chain: Sequence[Bundle]) -> None:
-    """What the transforms read their instructions with, where that is a file."""
-    name, files = chain[-1].manifest.transforms["tokenizer"].get("file"), Inherited.of_chain(chain)
-    if name is not None and files is not None:
-        durable.copy_file(files.file(name), folder / name)
+def _copy_side_files(folder: Path, chain: Sequence[Bundle]) -> None:
+    """What the transforms read their instructions with, and what a server tries the policy on before it serves."""
+    files, names = Inherited.of_chain(chain), [chain[-1].manifest.transforms["tokenizer"].get("file")]
+    names += [GOLDEN] if any(GOLDEN in bundle.manifest.files for bundle in chain) else []
+    for name in names:
+        if name is not None and files is not None:
+            durable.copy_file(files.file(name), folder / name)
 
 
 def _write_graph(

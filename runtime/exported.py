@@ -2,7 +2,7 @@
 
     manifest.json                     the bundle's own manifest (spec, transforms with tokenizer, provenance), the chain
                                       it ends, where each tensor went, digests, precision, tools, certificate
-    tokenizer.model                   where the policy has one
+    tokenizer.model, golden.npz       where the policy has them: what reads its instructions, and what it is tried on
     prefix.onnx  prefix.onnx.data     images and instruction -> keys and values of every layer, once per frame
     head.onnx    head.onnx.data       those, state and noise -> actions; Euler's steps are a Loop inside
 
@@ -67,16 +67,31 @@ class Exported:
     @classmethod
     def open(cls, folder: Path | str) -> Exported:
         """Read and verify all of it. Raises BundleError naming the file that is missing or was altered."""
+        exported = cls.glance(folder)
+        for name, expected in exported.content["files"].items():
+            if "/" in name:
+                raise BundleError(f"{exported.folder / name}: digest mismatch: the file was altered after the export")
+            _verify_file(exported.folder / name, expected)
+        return exported
+
+    @classmethod
+    def glance(cls, folder: Path | str) -> Exported:
+        """Its manifest alone, which has a digest of its own; no other file is looked at. Raises BundleError."""
         folder = Path(folder)
         content = _read_manifest(folder)
-        for name, expected in content["files"].items():
-            if "/" in name:
-                raise BundleError(f"{folder / name}: digest mismatch: the file was altered after the export")
-            _verify_file(folder / name, expected)
         try:
             return cls(folder, content, Bundle(folder, Manifest.from_dict(content["bundle"])))
         except BundleError as error:
             raise BundleError(f"{folder}/manifest.json: bundle: {error}") from error
+
+
+def is_exported(folder: Path | str) -> bool:
+    """Whether it claims to be an exported policy (and not, say, a sealed bundle)."""
+    try:
+        data = json.loads((Path(folder) / "manifest.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and data.get("kind") == KIND
 
 
 def to_json(content: Mapping[str, Any]) -> bytes:

@@ -119,7 +119,7 @@ class Loader:
         root = policy if begin == 0 else warm.get(chain[0].id)
         for bundle in chain[begin + 1 :]:
             policy = self._load(bundle, policy)
-        return policy, root, Golden.of_chain(chain)
+        return policy, root, self.store.golden(chain)
 
 
 def load_with(engine: str, **options: Any) -> Load:

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from hotpolicy.runtime import durable
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.chain import check_chain
 from hotpolicy.runtime.errors import BundleError, Busy, UnknownVersion
+from hotpolicy.runtime.exported import is_exported
+from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.manifest import IDENTIFIER
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,8 @@ class Shelf:
     def add(self, folder: Path | str) -> str:
         """Copy a sealed bundle in and return its id; one that is here already is left as it is.
         The copy is verified whole before it gets its name. Raises BundleError, Busy."""
+        if is_exported(folder):
+            raise BundleError(f"{folder}: an exported policy: ONNX Runtime serves those, and this store is for another")
         source = Bundle.open(folder)
         final = self._versions / source.id
         with self._locked("add"):
@@ -92,12 +96,16 @@ class Shelf:
         check_chain(chain)
         return chain
 
+    def golden(self, chain: Sequence[Bundle]) -> Golden | None:
+        """What the version at the end of a chain is tried on, if it has brought that."""
+        return Golden.of_chain(chain)
+
     def versions(self) -> list[Bundle]:
         """All versions that open, oldest first. A damaged one is skipped and said so in the log."""
         bundles = []
         for version in self._ids():
             try:
-                bundles.append(Bundle.open(self._versions / version, expect=version))
+                bundles.append(self.open(version))
             except BundleError as error:
                 log.warning("skipped a damaged version: %s", error)
         return bundles

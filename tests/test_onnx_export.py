@@ -86,7 +86,8 @@ def test_manifest_has_all_that_a_client_needs(cases: Callable[[str], Case]) -> N
     assert case.exported.bundle.manifest == case.bundle.manifest
     assert content["chain"] == [case.bundle.id]
     assert (content["precision"], content["opset"]) == ("fp32", 20)
-    assert set(content["files"]) == {"prefix.onnx", "prefix.onnx.data", "head.onnx", "head.onnx.data"}
+    graphs = {"prefix.onnx", "prefix.onnx.data", "head.onnx", "head.onnx.data"}
+    assert set(content["files"]) == {*graphs, "golden.npz"}
     assert content["tools"]["torch"].startswith(torch.__version__.split("+")[0])
     assert {path.name for path in case.exported.folder.iterdir()} == {*content["files"], "manifest.json"}
 

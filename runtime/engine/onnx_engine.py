@@ -111,10 +111,10 @@ class OnnxEngine:
         engine.warm_up()
         return engine
 
-    def with_head(self, folder: Path | str) -> OnnxEngine:
+    def with_head(self, folder: Path | str | Exported) -> OnnxEngine:
         """The head of another exported folder on this engine's prefix session. Raises BundleError when that head
         belongs to another prefix: its keys and values would mean something else."""
-        other = Exported.open(folder)
+        other = folder if isinstance(folder, Exported) else Exported.open(folder)
         mine = self.prefix_digest
         if other.prefix != mine:
             raise BundleError(
