@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from promised import promised
 from random_policy import (
     TINY,
     TINY_PI05,
@@ -201,10 +202,12 @@ def test_recordings_answer_as_the_model_does(config: Pi0Config) -> None:
         kept = []
         for seed in range(3):
             batch = made_up(config, rows=2, seed=seed)
+            if seed == 1:
+                batch = promised(batch, rows=(0,))
             answer = recordings.compute(even(batch))
             kept.append((answer, answer.clone()))
             np.testing.assert_allclose(answer.numpy(), engine.infer(batch), atol=1e-5)
-        assert recorder.recorded == 2  # a prefix and a flow, of one shape
+        assert recorder.recorded == 2  # a prefix and a flow, of one shape, guided or not
         assert all(torch.equal(answer, copy) for answer, copy in kept)  # a later replay does not write into it
         recordings.compute(even(made_up(config, rows=1)))
         assert (recorder.recorded, len(recordings)) == (4, 2)
@@ -229,7 +232,7 @@ def test_shapes_are_few() -> None:
     for words, used, expected in ((48, 3, 48), (200, 3, 64), (200, 64, 64), (200, 65, 128), (200, 200, 200)):
         batch = made_up(TINY, rows=2, words=words)
         batch.token_mask[:] = np.arange(words)[None] < np.array([[used], [1]])
-        images, image_mask, tokens, token_mask, _, _ = even(batch)
+        images, image_mask, tokens, token_mask, *_ = even(batch)
         assert images.shape[1] == image_mask.shape[1] == 2
         assert tokens.shape[1] == token_mask.shape[1] == expected
         assert int(token_mask.sum()) == used + 1
@@ -250,9 +253,9 @@ def test_it_is_warm_before_a_robot_comes(tmp_path: Path, monkeypatch: pytest.Mon
     shapes: list[torch.Size] = []
     whole = Pi0.flow
 
-    def spy(self: Pi0, prefix: Any, state: torch.Tensor, noise: torch.Tensor, schedule: Any = None) -> torch.Tensor:
+    def spy(self: Pi0, prefix: Any, state: torch.Tensor, noise: torch.Tensor, *known: Any) -> torch.Tensor:
         shapes.append(noise.shape)
-        return whole(self, prefix, state, noise, schedule)
+        return whole(self, prefix, state, noise, *known)
 
     monkeypatch.setattr(Pi0, "flow", spy)
     store = Store(tmp_path / "store")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hotpolicy.runtime.model.guided import Guide, Promise
 from hotpolicy.runtime.model.vla import Prefix, Vla
 
 FAMILY = {"toy": "toy_family:Toy"}  # a line of FAMILIES
@@ -61,13 +62,17 @@ class Toy(Vla):
         time = t[..., None, None].expand(*x_t.shape[:3], 1)
         return self.out(torch.tanh(self.mixer(torch.cat([seen, joints, time], -1))))
 
-    def flow(self, prefix: Prefix, state: Tensor, noise: Tensor, schedule: Any = None) -> Tensor:
-        x = noise
-        for index in range(self.config.steps):
-            x = x - self.step(prefix, state, x, noise.new_full((len(x),), 1 - index / self.config.steps)) / (
-                self.config.steps
-            )
-        return x
+    def flow(
+        self, prefix: Prefix, state: Tensor, noise: Tensor, schedule: Any = None, promise: Promise | None = None
+    ) -> Tensor:
+        steps, x = self.config.steps, noise[:, None]
+        guide = promise and Guide(promise, steps)
+        for index in range(steps):
+            velocity = self.velocity(prefix, state, x, x.new_full((len(x), 1), 1 - index / steps))
+            if guide:
+                velocity = guide.bend(velocity, x, index)
+            x = x - velocity / steps
+        return x[:, 0]
 
     def groups(self) -> dict[str, str]:
         parts = {"eye": "vision", "words": "embedding", "reader": "language.0", "spare": "language.0"}

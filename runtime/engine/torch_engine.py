@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from hotpolicy.runtime.bundle import Bundle
-from hotpolicy.runtime.engine import Batch
+from hotpolicy.runtime.engine import Batch, Guidance
 from hotpolicy.runtime.engine.torch_graphs import CudaRecorder, Inputs, Recordings
 from hotpolicy.runtime.engine.torch_place import Place, TorchOptions
 from hotpolicy.runtime.engine.torch_weights import apply_delta, build_model, map_tensors
+from hotpolicy.runtime.model.guided import Promise
 from hotpolicy.runtime.model.vla import Vla
 
 BUCKET = 64  # tokens: on a GPU text is as long as a multiple of this, so that few shapes are recorded
@@ -60,21 +61,28 @@ class TorchEngine:
             actions = self._recordings.compute(tuple(tensor.to(self.place.device) for tensor in even(batch)))
         else:
             *seen, state, noise = _tensors(batch)
-            actions = self.model.flow(self.model.prefix(*seen), state, noise, self.schedule)
+            promise = None if batch.guidance is None else _promise(batch.guidance)
+            actions = self.model.flow(self.model.prefix(*seen), state, noise, self.schedule, promise)
         return np.asarray(actions.float().cpu().numpy())
 
 
 def even(batch: Batch) -> Inputs:
-    """A batch in one of few shapes: without the camera slots that are absent in every row, and with text no longer
-    than the bucket that holds what is used. Chosen here, where masks are numpy's, because a GPU would have to wait."""
+    """A batch in one of few shapes: without the camera slots that are absent in every row, with text no longer than the
+    bucket that holds what is used, and with guidance, be it none. Chosen here, where masks are numpy's, because a GPU
+    would have to wait."""
     present = batch.image_mask.any(0)
     used = np.flatnonzero(batch.token_mask.any(0))
     length = min(batch.tokens.shape[1], -(-(used[-1] + 1 if len(used) else 1) // BUCKET) * BUCKET)
     images, image_mask, tokens, token_mask, state, noise = _tensors(batch)
     chosen = torch.from_numpy(present)
-    return images[:, chosen], image_mask[:, chosen], tokens[:, :length], token_mask[:, :length], state, noise
+    seen = images[:, chosen], image_mask[:, chosen], tokens[:, :length], token_mask[:, :length]
+    return *seen, state, noise, *_promise(batch.guidance or Guidance.none(*batch.noise.shape))
 
 
 def _tensors(batch: Batch) -> tuple[Tensor, ...]:
     arrays = (batch.images, batch.image_mask, batch.tokens, batch.token_mask, batch.state, batch.noise)
     return tuple(torch.from_numpy(array) for array in arrays)
+
+
+def _promise(guidance: Guidance) -> Promise:
+    return Promise(*map(torch.from_numpy, (guidance.previous, guidance.weight, guidance.limit)))

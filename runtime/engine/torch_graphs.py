@@ -14,9 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from hotpolicy.runtime.model.guided import Promise
 from hotpolicy.runtime.model.vla import Vla
 
-Inputs = tuple[Tensor, ...]  # images, image_mask, tokens, token_mask, state, noise
+Inputs = tuple[Tensor, ...]  # images, image_mask, tokens, token_mask; state, noise; previous, weight, limit
 MOST = 8  # shapes kept; each holds its own activations
 WARM = 2  # runs before recording, so that libraries have chosen kernels and taken their memory
 
@@ -44,13 +45,16 @@ class CudaRecorder:
 
 
 class Recording:
-    """One shape: static inputs, the prefix recorded, and the flow recorded on the prefix's own K/V."""
+    """One shape: static inputs, the prefix recorded, and the flow recorded on the prefix's own K/V. Guidance is always
+    among the inputs, zeros where there is none: three small kernels a step, and the first guided request after a swap
+    finds what the warm-up recorded."""
 
     def __init__(self, model: Vla, schedule: Any, given: Inputs, recorder: Recorder):
         self._held = tuple(tensor.clone() for tensor in given)
-        *seen, state, noise = self._held
+        *seen, state, noise = self._held[:-3]
+        promise = Promise(*self._held[-3:])
         self._read, prefix = recorder.record(lambda: model.prefix(*seen, packed=False))
-        self._flow, self._actions = recorder.record(lambda: model.flow(prefix, state, noise, schedule))
+        self._flow, self._actions = recorder.record(lambda: model.flow(prefix, state, noise, schedule, promise))
 
     def replay(self, given: Inputs) -> Tensor:
         for held, tensor in zip(self._held, given, strict=True):

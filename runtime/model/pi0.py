@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hotpolicy.runtime.model.guided import Guide, Promise
 from hotpolicy.runtime.model.vla import Prefix, Vla
 from hotpolicy.runtime.model.weights import part
 
@@ -367,13 +368,24 @@ class Pi0(Vla):
         action_dim), t (batch, draws). Draws lie side by side in the sequence and do not see each other."""
         return self.advance(self.remember(prefix, state, x_t.shape[1]), x_t, self.moment(t))
 
-    def flow(self, prefix: Prefix, state: Tensor, noise: Tensor, schedule: Schedule | None = None) -> Tensor:
-        """Euler from t = 1 to 0: noise (batch, horizon, action_dim) -> normalised actions of the same shape.
-        A `schedule` made before saves what does not depend on the frame."""
+    def flow(
+        self,
+        prefix: Prefix,
+        state: Tensor,
+        noise: Tensor,
+        schedule: Schedule | None = None,
+        promise: Promise | None = None,
+    ) -> Tensor:
+        """Euler from t = 1 to 0: noise (batch, horizon, action_dim) -> normalised actions of the same shape, pulled
+        towards the promise. A `schedule` made before saves what does not depend on the frame."""
         moments = (schedule or self.schedule()).moments
+        guide = promise and Guide(promise, len(moments))
         memory, x = self.remember(prefix, state), noise[:, None]
-        for moment in moments:
-            x = x - self.advance(memory, x, moment) / len(moments)
+        for step, moment in enumerate(moments):
+            velocity = self.advance(memory, x, moment)
+            if guide:
+                velocity = guide.bend(velocity, x, step)
+            x = x - velocity / len(moments)
         return x[:, 0]
 
     def remember(self, prefix: Prefix, state: Tensor, draws: int = 1) -> Memory:

@@ -12,6 +12,8 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from hotpolicy.runtime.model.guided import Promise
+
 
 class VlaConfig(Protocol):
     """A family's own frozen dataclass; what others read of it."""
@@ -61,8 +63,10 @@ class Vla(nn.Module, ABC):
         state (batch, action_dim). Draws share a frame's prefix and do not see each other."""
 
     @abstractmethod
-    def flow(self, prefix: Prefix, state: Tensor, noise: Tensor, schedule: Any = None) -> Tensor:
-        """noise (batch, horizon, action_dim) -> actions of the same shape."""
+    def flow(
+        self, prefix: Prefix, state: Tensor, noise: Tensor, schedule: Any = None, promise: Promise | None = None
+    ) -> Tensor:
+        """noise (batch, horizon, action_dim) -> actions of the same shape, pulled towards the promise."""
 
     @abstractmethod
     def groups(self) -> dict[str, str]:
