@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from hotpolicy.runtime.bundle import Bundle
-from hotpolicy.runtime.engine import Engine, load_engine
+from hotpolicy.runtime.engine import Engine, Guidance, load_engine
+from hotpolicy.runtime.epochs import Guide
 from hotpolicy.runtime.messages import Observation, RobotSpec
 from hotpolicy.runtime.observed import check_observation
 from hotpolicy.runtime.tokenizer import Inherited, SideFiles
@@ -32,6 +34,7 @@ class Policy:
         self.horizon, self.width = self.transforms.horizon, self.transforms.width
         self._bundle = bundle
         self.engine = engine
+        self.guidable = engine.guidable  # `infer` takes guides
         self._noise = np.random.default_rng()
 
     def derive(self, bundle: Bundle) -> Policy:
@@ -44,12 +47,30 @@ class Policy:
         check_observation(observation, self.spec, images.size if images.resize == "pad" else None)
         self.transforms.encode_tasks([observation.task], observation.state[None])
 
-    def infer(self, observations: Sequence[Observation], noise: np.ndarray | None = None) -> np.ndarray:
+    def infer(
+        self,
+        observations: Sequence[Observation],
+        noise: np.ndarray | None = None,
+        guides: Sequence[Guide | None] | None = None,
+    ) -> np.ndarray:
         """-> (batch, horizon, joints) float32 absolute targets in the spec's units. `noise` (batch, horizon, width),
-        of the model's width, fixes where the flow starts; without it, it is drawn."""
+        of the model's width, fixes where the flow starts; without it, it is drawn. `guides` has for each observation
+        what its chunk carries on from, or None."""
         start = self.transforms.noise(self._noise, len(observations)) if noise is None else noise
-        actions = self.engine.infer(self.transforms.encode(observations, start))
-        return self.transforms.decode(actions, np.stack([seen.state for seen in observations]))
+        batch, state = self.transforms.encode(observations, start), np.stack([seen.state for seen in observations])
+        if guides is not None:
+            batch = replace(batch, guidance=self._guidance(guides, state))
+        return self.transforms.decode(self.engine.infer(batch), state)
+
+    def _guidance(self, guides: Sequence[Guide | None], state: np.ndarray) -> Guidance:
+        """In the model's own units: what a robot goes on executing is absolute, and joints whose actions are relative
+        take the state of now, not the one that the chunk was made for."""
+        found = Guidance.none(len(guides), self.horizon, self.width)
+        for row, guide in enumerate(guides):
+            if guide is not None:
+                found.previous[row] = self.transforms.encode_actions(guide.actions[None], state[row : row + 1])[0]
+                found.weight[row], found.limit[row] = guide.weight, guide.limit
+        return found
 
     def _shared(self, delta: Bundle) -> Transforms | None:
         """This policy's, where a delta says the same and brings no files: a vocabulary is not held twice."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -45,6 +45,8 @@ class Batch:
 
 class Engine(Protocol):
     """One policy version, loaded. `infer` is called by one thread at a time."""
+
+    guidable: ClassVar[bool]  # `infer` follows a batch's guidance; an engine that does not is never given any
 
     def infer(self, batch: Batch) -> np.ndarray: ...  # (batch, horizon, joints) float32, normalised
 

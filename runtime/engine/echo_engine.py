@@ -36,6 +36,7 @@ class EchoEngine:
 
     level: float
     delay_ms: float
+    guidable: ClassVar[bool] = False
 
     @classmethod
     def load(cls, bundle: Bundle) -> EchoEngine:

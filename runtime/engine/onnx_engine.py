@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -40,6 +40,7 @@ class OnnxEngine:
     tensors: Mapping[str, TensorInfo]  # every parameter, as it is in this engine
     changed: Mapping[str, np.ndarray]  # those that differ from the exported folder's
     options: OnnxOptions
+    guidable: ClassVar[bool] = False  # the graph takes no guidance yet
 
     @classmethod
     def load(cls, bundle: Bundle, **given: Any) -> OnnxEngine:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ class TorchEngine:
 
     Threads: one for a small model (two made nano's chunk 3.1 times as slow), one per core for others (two took 0.60 of
     one's time at 271 M parameters): bench/engine.py. All that CUDA needs is written and was never run."""
+
+    guidable: ClassVar[bool] = True
 
     def __init__(self, model: Vla, options: TorchOptions | None = None, place: Place | None = None):
         """`place` is that of the version this one is a delta on. Raises ConfigError for a device that is not there."""
