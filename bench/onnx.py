@@ -11,6 +11,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 # this folder goes last, or `import onnx` would find this file
@@ -22,6 +23,7 @@ import torch
 from hotpolicy.runtime.bundle import Bundle, seal
 from hotpolicy.runtime.certificate import made_up_batch
 from hotpolicy.runtime.clock import now
+from hotpolicy.runtime.engine import Guidance
 from hotpolicy.runtime.engine.onnx_engine import OnnxEngine
 from hotpolicy.runtime.engine.onnx_session import OnnxOptions
 from hotpolicy.runtime.engine.torch_engine import TorchEngine
@@ -67,11 +69,13 @@ def parts(
     )
     model, config, schedule = reference.model, reference.model.config, reference.schedule
     batch = made_up_batch(transforms, config.vision.image_size, config.vocabulary, size)
+    batch = replace(batch, guidance=None)
     arrays = {name: getattr(batch, name) for name in ("images", "image_mask", "tokens", "token_mask")}
     tensors = [torch.from_numpy(array) for array in arrays.values()]
     state, noise = torch.from_numpy(batch.state), torch.from_numpy(batch.noise)
     seen = engine.prefix.run(arrays)
     fed = {**seen, "state": batch.state, "noise": batch.noise, "steps": np.array(config.steps)}
+    fed |= Guidance.none(*batch.noise.shape).arrays()
     prefix = model.prefix(*tensors)
     return {
         "prefix": (lambda: model.prefix(*tensors), lambda: engine.prefix.run(arrays)),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from hotpolicy.runtime.engine import Batch, Engine
+from hotpolicy.runtime import rtc
+from hotpolicy.runtime.engine import Batch, Engine, Guidance
 from hotpolicy.runtime.errors import BundleError
 from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.messages import RobotSpec
@@ -74,7 +75,8 @@ def golden_batch(golden: Golden, spec: RobotSpec, transforms: Transforms) -> Bat
 
 
 def made_up_batch(transforms: Transforms, image_size: int, vocabulary: int, frames: int = MADE_UP) -> Batch:
-    """Noise in every field; instructions of every length, and (where there are several) cameras that are absent."""
+    """Noise in every field; instructions of every length, (where there are several) cameras that are absent, and every
+    other row guided."""
     rng = np.random.default_rng(0)
     cameras, words = transforms.slots, transforms.tokenizer.max_tokens
     image_mask = np.ones((frames, cameras), bool)
@@ -82,7 +84,7 @@ def made_up_batch(transforms: Transforms, image_size: int, vocabulary: int, fram
         image_mask[np.arange(1, frames), np.arange(1, frames) % cameras] = False
     image_mask[:, [slot is None for slot in transforms.images.slots]] = False
     lengths = 1 + np.arange(frames) * (words - 1) // max(frames - 1, 1)
-    return Batch(
+    made = Batch(
         images=rng.integers(0, 256, (frames, cameras, image_size, image_size, 3), np.uint8),
         image_mask=image_mask,
         tokens=rng.integers(0, vocabulary, (frames, words), np.int64),
@@ -90,3 +92,9 @@ def made_up_batch(transforms: Transforms, image_size: int, vocabulary: int, fram
         state=rng.standard_normal((frames, transforms.width), np.float32),
         noise=transforms.noise(rng, frames),
     )
+    horizon, guidance = transforms.horizon, Guidance.none(*made.noise.shape)
+    guidance.previous[1::2] = rng.standard_normal(guidance.previous[1::2].shape)
+    for row in range(1, frames, 2):
+        guidance.weight[row] = rtc.weights(rtc.SCHEDULES[row // 2 % len(rtc.SCHEDULES)], row, horizon - 1, horizon)
+        guidance.limit[row] = row  # below and above what a step asks for
+    return replace(made, guidance=guidance)

@@ -23,7 +23,7 @@ from hotpolicy.runtime.digest import file_sha256
 from hotpolicy.runtime.errors import BundleError
 from hotpolicy.runtime.manifest import Manifest, TensorInfo, canonical
 
-SCHEMA = 1
+SCHEMA = 2  # 1: a head that could not be guided
 KIND = "hotpolicy-onnx"
 GraphName = Literal["prefix", "head"]
 FIELDS = ("kind", "bundle", "chain", "prefix", "tensors", "files", "precision", "opset", "tools", "certificate")
@@ -125,7 +125,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or data.get("kind") != KIND:
         raise BundleError(f"{folder}: not an exported policy: expected a manifest of kind {KIND!r}")
     if data.get("schema") != SCHEMA:
-        raise BundleError(f"{path}: schema: expected {SCHEMA}, got {data.get('schema')!r}")
+        raise BundleError(f"{path}: schema: expected {SCHEMA}, got {data.get('schema')!r}; export it again")
     claimed = data.pop("digest", None)
     if strange := sorted(set(data) ^ {"schema", *FIELDS}):
         raise BundleError(f"{path}: {strange[0]}: {'unknown field' if strange[0] in data else 'missing'}")

@@ -139,7 +139,7 @@ def test_what_is_not_an_export_says_so(base, tmp_path) -> None:
 def test_a_manifest_of_another_schema_is_refused(exported, tmp_path) -> None:
     path = tmp_path / "manifest.json"
     for content, text in (
-        ({**exported.content, "schema": 2}, "schema: expected 1, got 2"),
+        ({**exported.content, "schema": 1}, "schema: expected 2, got 1; export it again"),
         ({**exported.content, "more": 1}, "more: unknown field"),
         ({**exported.content, "bundle": {}}, "bundle: schema"),
     ):

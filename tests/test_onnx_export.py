@@ -23,6 +23,7 @@ from hotpolicy.runtime.engine.torch_engine import TorchEngine
 from hotpolicy.runtime.errors import BundleError, ConfigError, HotpolicyError
 from hotpolicy.runtime.export import export
 from hotpolicy.runtime.exported import Exported
+from hotpolicy.runtime.model.guided import Promise
 from hotpolicy.runtime.model.pi0 import NANO, Pi0Config
 
 CONFIGS = {"tiny": TINY, "siglip": TINY_SIGLIP, "pi05": TINY_PI05, "nano": NANO}
@@ -123,9 +124,12 @@ def test_number_of_steps_is_an_input(cases: Callable[[str], Case]) -> None:
     seen = dict(zip(names, prefix.run(names, fed), strict=True))
     tensors = [torch.from_numpy(array) for array in fed.values()]
     state, noise = torch.from_numpy(batch.state), torch.from_numpy(batch.noise)
+    assert batch.guidance is not None
+    guidance = batch.guidance.arrays()
+    promise = Promise(*map(torch.from_numpy, guidance.values()))
     for steps in (1, 7):
-        wanted = model.flow(model.prefix(*tensors), state, noise, model.schedule(steps))
-        fed = {**seen, "state": batch.state, "noise": batch.noise, "steps": np.array(steps)}
+        wanted = model.flow(model.prefix(*tensors), state, noise, model.schedule(steps), promise)
+        fed = {**seen, "state": batch.state, "noise": batch.noise, "steps": np.array(steps), **guidance}
         np.testing.assert_allclose(head.run(["actions"], fed)[0], wanted, atol=1e-5)
 
 

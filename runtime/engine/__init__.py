@@ -29,6 +29,10 @@ class Guidance:
         zeros = np.zeros((batch, horizon, width), np.float32)
         return cls(zeros, np.zeros((batch, horizon), np.float32), np.ones(batch, np.float32))
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """By name, as an exported head takes them."""
+        return {"previous": self.previous, "weight": self.weight, "limit": self.limit}
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:

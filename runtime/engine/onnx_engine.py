@@ -20,7 +20,7 @@ import numpy as np
 
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.chain import check_delta
-from hotpolicy.runtime.engine import Batch
+from hotpolicy.runtime.engine import Batch, Guidance
 from hotpolicy.runtime.engine.onnx_session import OnnxOptions, Session
 from hotpolicy.runtime.errors import BundleError
 from hotpolicy.runtime.exported import Exported, GraphName, prefix_digest
@@ -84,7 +84,9 @@ class OnnxEngine:
             }
         )
         steps = np.array(self.exported.bundle.manifest.model["config"]["steps"], np.int64)
-        return self.head.run({**seen, "state": batch.state, "noise": batch.noise, "steps": steps})["actions"]
+        guidance = batch.guidance or Guidance.none(*batch.noise.shape)
+        given = {"state": batch.state, "noise": batch.noise, "steps": steps, **guidance.arrays()}
+        return self.head.run({**seen, **given})["actions"]
 
     def derive(self, bundle: Bundle) -> OnnxEngine:
         """A delta on this engine's version: a new session for each graph it changes, this engine's for the other.

@@ -44,4 +44,4 @@ class Guide:
 
 def strengths(steps: int) -> list[float]:
     """g at the beginning of every step, before the limit: t = (steps - i) / steps."""
-    return [float(steps), *(((steps - i) ** 2 + i**2) / ((steps - i) * i) for i in range(1, steps))]
+    return [((steps - i) ** 2 + i**2) / ((steps - i) * max(i, 1)) for i in range(steps)]  # the first is `steps`

@@ -51,7 +51,8 @@ def prefix_graph(config: Pi0Config) -> Graph:
 
 def head_graph(config: Pi0Config) -> Graph:
     """keys.0, values.0, ..., mask as the prefix gives them, state (batch, action_dim; pi0.5 reads its state in the
-    prompt, not here), noise (batch, horizon, action_dim) and steps () int64 -> actions, normalised."""
+    prompt, not here), noise (batch, horizon, action_dim), steps () int64, and `engine.Guidance`: previous (batch,
+    horizon, action_dim), weight (batch, horizon; zeros for a row without), limit (batch,) -> actions, normalised."""
     g, expert, chunk = Graph("head"), config.expert, ("batch", config.horizon, config.action_dim)
     kept = ("batch", expert.kv_heads, "prefix", expert.head_dim)
     memory = [(g.input(f"keys.{i}", "float32", kept), g.input(f"values.{i}", "float32", kept)) for i in _layers(config)]
@@ -59,6 +60,9 @@ def head_graph(config: Pi0Config) -> Graph:
     state = g.input("state", "float32", ("batch", config.action_dim))
     noise = g.input("noise", "float32", chunk)
     steps = g.input("steps", "int64", ())
+    previous = g.input("previous", "float32", chunk)
+    weight = g.input("weight", "float32", ("batch", config.horizon))
+    limit = g.input("limit", "float32", ("batch",))
 
     bias = mask_bias(g, mask)
     seen = g.op("ReduceSum", g.cast(mask, "float32"), g.constant([1], "int64"), keepdims=1)
@@ -67,7 +71,8 @@ def head_graph(config: Pi0Config) -> Graph:
         seen = g.op("Add", seen, g.constant(1))
     positions = g.op("Add", seen, g.constant(np.arange(config.horizon)))
     turn = rotation(g, positions, expert.head_dim)
-    body = _step(g, config, memory, _pad(g, bias, config.horizon), turn, steps)
+    pulls = _pulls(g, steps, weight, limit)
+    body = _step(g, config, memory, _pad(g, bias, config.horizon), turn, steps, previous, pulls)
     g.output("actions", g.loop(steps, noise, body), "float32", chunk)
     return g
 
@@ -94,7 +99,9 @@ def _read_state(g: Graph, config: Pi0Config, memory: Memory, bias: str, seen: st
     return grown, bias
 
 
-def _step(g: Graph, config: Pi0Config, memory: Memory, bias: str, turn: tuple[str, str], steps: str) -> Graph:
+def _step(
+    g: Graph, config: Pi0Config, memory: Memory, bias: str, turn: tuple[str, str], steps: str, previous: str, pulls: str
+) -> Graph:
     """One Euler step as the body of a loop over x_t; what all steps share is computed in `g`, around the loop."""
     expert, body, chunk = config.expert, g.body("step"), ("batch", config.horizon, config.action_dim)
     index = body.input("index", "int64", ())
@@ -105,12 +112,13 @@ def _step(g: Graph, config: Pi0Config, memory: Memory, bias: str, turn: tuple[st
     if config.step_embedding:
         x = body.op("Add", body.reshape(x, -1, config.horizon, expert.width), g.weight("step_embedding"))
         x = body.reshape(x, -1, expert.width)
-    times = _time_embedding(g, steps, expert.width)
+    times = _times(g, steps)
+    embedded = _time_embedding(g, times, expert.width)
     if config.pi05:
-        known = silu(g, linear(g, silu(g, linear(g, times, "time_mlp_in")), "time_mlp_out"))
+        known = silu(g, linear(g, silu(g, linear(g, embedded, "time_mlp_in")), "time_mlp_out"))
         norm = adaptive_norm(g, body, known, index)
     else:
-        x, norm = _join_time(g, body, x, times, index, expert.width), gemma_norm(body)
+        x, norm = _join_time(g, body, x, embedded, index, expert.width), gemma_norm(body)
     layers = Layers(body, expert, "expert", norm, g.constant([-1, config.horizon], "int64"), turn)
     for i in _layers(config):
         y, gate = layers.enter(i, x)
@@ -118,6 +126,7 @@ def _step(g: Graph, config: Pi0Config, memory: Memory, bias: str, turn: tuple[st
         x = layers.finish(i, x, layers.attend(i, y, key, value, bias), gate)
     velocity = linear(body, norm("expert_norm", x)[0], "action_out_proj")
     velocity = body.reshape(velocity, -1, config.horizon, config.action_dim)
+    velocity = _bend(body, velocity, x_t, previous, *(body.op("Gather", of, index, axis=0) for of in (times, pulls)))
 
     body.output("go_on_too", go_on, "bool", ())
     moved = body.op("Sub", x_t, body.op("Div", velocity, g.cast(steps, "float32")))
@@ -125,11 +134,37 @@ def _step(g: Graph, config: Pi0Config, memory: Memory, bias: str, turn: tuple[st
     return body
 
 
-def _time_embedding(g: Graph, steps: str, width: int) -> str:
-    """(steps, width): of t = 1 - i / steps, rounded to fp32 as torch does, then embedded in fp64 as openpi does."""
-    index = g.cast(g.op("Range", g.constant(0, "int64"), steps, g.constant(1, "int64")), "float64")
-    t = g.op("Sub", g.constant(1, "float64"), g.op("Div", index, g.cast(steps, "float64")))
-    t = g.op("Unsqueeze", g.cast(g.cast(t, "float32"), "float64"), g.constant([1], "int64"))
+def _bend(g: Graph, velocity: str, x_t: str, previous: str, t: str, pull: str) -> str:
+    """`guided.Guide.bend`."""
+    missing = g.op("Add", g.op("Sub", previous, x_t), g.op("Mul", velocity, t))
+    return g.op("Sub", velocity, g.op("Mul", pull, missing))
+
+
+def _pulls(g: Graph, steps: str, weight: str, limit: str) -> str:
+    """(steps, batch, horizon, 1): what `guided.Guide` multiplies by in every step. fp32 counts steps exactly."""
+    index = g.cast(_index(g, steps), "float32")
+    left = g.op("Sub", g.cast(steps, "float32"), index)
+    over = g.op("Mul", left, g.op("Max", index, g.constant(1)))
+    strength = g.op("Div", g.op("Add", g.op("Mul", left, left), g.op("Mul", index, index)), over)
+    bounded = g.op("Min", g.op("Unsqueeze", strength, g.constant([1], "int64")), limit)
+    shares = g.op("Unsqueeze", weight, g.constant([2], "int64"))
+    return g.op("Mul", g.op("Unsqueeze", bounded, g.constant([2, 3], "int64")), shares)
+
+
+def _index(g: Graph, steps: str) -> str:
+    """(steps,) int64: 0, 1, ..."""
+    return g.op("Range", g.constant(0, "int64"), steps, g.constant(1, "int64"))
+
+
+def _times(g: Graph, steps: str) -> str:
+    """(steps,) float32: t = 1 - i / steps, rounded to fp32 as torch does."""
+    passed = g.op("Div", g.cast(_index(g, steps), "float64"), g.cast(steps, "float64"))
+    return g.cast(g.op("Sub", g.constant(1, "float64"), passed), "float32")
+
+
+def _time_embedding(g: Graph, times: str, width: int) -> str:
+    """(steps, width), in fp64 as openpi does."""
+    t = g.op("Unsqueeze", g.cast(times, "float64"), g.constant([1], "int64"))
     period = 4e-3 * (4.0 / 4e-3) ** np.linspace(0, 1, width // 2)
     angle = g.op("Mul", t, g.constant(2 * math.pi / period, "float64"))
     # the cosine as a sine: ONNX Runtime 1.23, the newest for Python 3.10, has no Cos in fp64
