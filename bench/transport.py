@@ -98,6 +98,15 @@ class NullSlot:
     def report_fault(self, version: str) -> None:
         raise RuntimeError("the null policy failed")
 
+    def report_batch(self, version: str, actions: np.ndarray, ms: float, waited_ms: float) -> None:
+        pass
+
+    def reload(self) -> str:
+        raise RuntimeError("the null policy crashed")
+
+    def figures(self) -> dict[str, Any]:
+        return {}
+
     def forget(self, session: str) -> None:
         pass
 

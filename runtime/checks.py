@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ from hotpolicy.runtime.clock import now
 from hotpolicy.runtime.errors import SwapRefused
 from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.messages import Observation, RobotSpec
+from hotpolicy.runtime.watch import Guard
 
 BLANK_MARGIN = 1.0  # at least this margin on a blank picture: what a good policy answers to it may be a little wild
 TIMED = 5  # calls at least; the fastest counts, because the machine is serving meanwhile
@@ -55,6 +56,7 @@ class Checks:
     max_slowdown: float | None = 3.0  # latency as a multiple of live's; None: any
     grace_ms: float = 5.0  # added to that bound, so that very fast policies are not refused for noise
     max_faults: int = 3  # faults of a version, since its promotion, that roll it back; 0: never
+    guard: Guard = field(default_factory=Guard)  # what else rolls back a version that serves
 
 
 @dataclass(frozen=True)

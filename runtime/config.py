@@ -19,6 +19,8 @@ class ServeConfig:
     max_batch: int = 4  # robots computed together
     batch_window_ms: float = 2.0  # the longest a request is held back for a fuller batch; 0: never
     max_sessions: int = 64  # robots waiting at once; one more is answered `busy`
+    longest_inference_s: float = 120.0  # a batch that computes for longer is stuck: the engine is restarted
+    longest_load_s: float = 600.0  # likewise for the warm-up and for loading anew: a large model may take minutes
     drain_s: float = 5.0  # time for waiting requests after SIGTERM
     metrics_port: int | None = None  # Prometheus on 127.0.0.1; None: off
     caps: Caps = field(default_factory=Caps)  # the most a peer may send in one message
@@ -33,6 +35,8 @@ class ServeConfig:
         self._require("max_batch", 1, 1024)
         self._require("batch_window_ms", 0, 1000)
         self._require("max_sessions", 1, 100_000)
+        self._require("longest_inference_s", 2, 86_400)
+        self._require("longest_load_s", 2, 86_400)
         self._require("drain_s", 0, 3600)
         if self.metrics_port is not None:
             self._require("metrics_port", 0, 65535)

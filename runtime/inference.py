@@ -19,11 +19,19 @@ from hotpolicy.runtime.envelope import one_line
 from hotpolicy.runtime.epochs import Epochs, Guide
 from hotpolicy.runtime.errors import BadRequest, Busy, EngineFault, Expired, HotpolicyError, Superseded
 from hotpolicy.runtime.messages import ActionChunk, Boundary, Observation, RobotSpec
-from hotpolicy.runtime.metrics import Meter
+from hotpolicy.runtime.metrics import Meter, Sessions
+from hotpolicy.runtime.run_queue import RunQueue
 from hotpolicy.runtime.scheduler import Outcome, Scheduler, SessionKey, Ticket
 
 EPOCHS = 4  # sessions whose last chunks are kept, as a multiple of those that may wait at once
 logger = logging.getLogger(__name__)
+
+IDLE_S = 0.5  # the longest this thread shows no progress when there is nothing to do
+RAISED = 10  # batches in a row in which the policy raised, whatever it was asked: the engine counts as crashed
+
+
+class _Raised(EngineFault):
+    """The policy raised instead of answering."""
 
 
 class Policy(Protocol):
@@ -57,15 +65,21 @@ class Slot(Protocol):
     @property
     def staged(self) -> Any: ...  # Policy or None
 
-    # None of these may wait for a disk or a model.
+    # None of these may wait for a disk or a model, but for `reload`.
 
     def policy_for(self, session: str, boundary: Boundary, episode: int) -> Any: ...  # Policy
 
-    def report_latency(self, version: str, ms: float) -> None: ...  # this version took so long for a batch
+    def report_batch(self, version: str, actions: np.ndarray, ms: float, waited_ms: float) -> None:
+        """This version answered a batch with these (n, horizon, joints) actions, all finite. It took so long, of
+        which the thread waited for a processor so long."""
 
     def report_fault(self, version: str) -> None: ...  # this version failed to compute a batch
 
+    def reload(self) -> str: ...  # load the live version afresh; raises HotpolicyError
+
     def forget(self, session: str) -> None: ...  # its episode holds no version any more
+
+    def figures(self) -> dict[str, Any]: ...  # what happened to the versions: plain values
 
 
 class Inference:
@@ -75,6 +89,8 @@ class Inference:
     def __init__(self, scheduler: Scheduler, slot: Slot, meter: Meter, wake: Callable[[], None]):
         """`wake`: another thread has admitted a request, so `expire` may have to be called sooner."""
         self.swap_stall_ms = {"last": 0.0, "longest": 0.0, "swaps": 0}
+        self.progress = 0  # changes as the thread goes on
+        self._sessions = Sessions()
         self._scheduler, self._slot, self._meter, self._wake = scheduler, slot, meter, wake
         self._epochs = Epochs(EPOCHS * scheduler.max_sessions)
         self._clerk = 0  # the thread that calls `expire`
@@ -82,6 +98,9 @@ class Inference:
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._stopping = False
         self._computing = False
+        self._batch: list[Ticket] = []  # taken out and not answered yet
+        self._turn = 0  # threads that were abandoned: one that comes back late finds that it is not its turn
+        self._raised = 0  # batches in a row
         self._served = ""  # the live version last seen
         self._ended = 0.0  # when this thread last finished a batch
         self._held_back = 0.0  # of the time since, what the scheduler waited for a fuller batch, s
@@ -90,6 +109,7 @@ class Inference:
 
     def admit(self, ticket: Ticket) -> None:
         with self._lock:
+            self._sessions.heard(ticket.session, ticket.arrived)
             full = self._scheduler.full_for(ticket)
             superseded = None if full else self._scheduler.admit(ticket)
         if full:
@@ -125,10 +145,16 @@ class Inference:
         """The robot says goodbye: nothing of it waits, no version is held for it, no chunk is kept."""
         self.cancel(session)
         self._epochs.drop(session)
+        with self._lock:
+            self._sessions.left(session)
         self._slot.forget(session[1])
 
     def waiting(self) -> int:
         return len(self._scheduler)
+
+    def active_sessions(self) -> int:
+        with self._lock:
+            return self._sessions.active(now())
 
     def idle(self) -> bool:
         with self._lock:
@@ -138,6 +164,18 @@ class Inference:
         """Let the thread end after the batch it computes; what still waits is answered `busy`."""
         self._stopping = True
         self._bell.put(None)
+
+    def abandon(self, fault: EngineFault) -> None:
+        """The thread in `run` is dead or stuck; what it may still compute is dropped. What waits and what it has taken
+        is answered with `fault`. Another thread may call `warm_up` and `run` then."""
+        with self._lock:
+            self._turn += 1
+            left = self._batch + self._scheduler.waiting()
+            for ticket in left:
+                self._scheduler.cancel(ticket.session)
+            self._batch, self._computing, self._raised = [], False, 0
+        for ticket in left:
+            self._answer(ticket, fault)
 
     # What the inference thread does.
 
@@ -150,12 +188,18 @@ class Inference:
         self._served = policy.version
 
     def run(self) -> None:
-        while not self._stopping:
-            batch, policy, pause = self._next()
-            if not batch:
-                self._wait(pause)
-                continue
-            self._compute(batch, policy)
+        """Until `stop` or `abandon`. Raises when the engine cannot go on."""
+        turn = self._turn
+        with contextlib.closing(RunQueue()) as run_queue:
+            while not self._stopping and self._turn == turn:
+                self.progress += 1
+                batch, policy, pause = self._next()
+                if batch:
+                    self._compute(batch, policy, turn, run_queue)
+                else:
+                    self._wait(pause)
+        if self._turn != turn:
+            return
         with self._lock:
             left = self._scheduler.waiting()
             for ticket in left:
@@ -166,7 +210,7 @@ class Inference:
     def _wait(self, pause: float | None) -> None:
         began = now()
         with contextlib.suppress(queue.Empty):
-            self._bell.get(timeout=pause)
+            self._bell.get(timeout=IDLE_S if pause is None else pause)
         if pause:
             self._held_back += now() - began
 
@@ -180,7 +224,7 @@ class Inference:
         policies = self._policies(waiting)
         with self._lock:
             batch = self._scheduler.next_batch(now(), {ticket: policy.version for ticket, policy in policies.items()})
-            self._computing = bool(batch)
+            self._batch, self._computing = batch, bool(batch)
         if not batch:
             return [], None, None if not self._scheduler else 0.001
         return batch, policies[batch[0]], None
@@ -199,24 +243,43 @@ class Inference:
                     self._answer(found, EngineFault(f"no policy for this session: {_name(error)}"))
         return policies
 
-    def _compute(self, batch: list[Ticket], policy: Policy) -> None:
-        started = now()
+    def _compute(self, batch: list[Ticket], policy: Policy, turn: int, run_queue: RunQueue) -> None:
+        started, waited = now(), run_queue.waited_ms()
         self._note_swap(started, min(ticket.arrived for ticket in batch))
         guides = self._guides(batch, policy)
-        outcomes = _compute(policy, [ticket.request.observation for ticket in batch], guides)
-        ended = now()
+        computed = _compute(policy, [ticket.request.observation for ticket in batch], guides)
+        ended, waited = now(), run_queue.waited_ms() - waited
+        if self._turn != turn:
+            return
         self._meter.count("batches")
-        if any(isinstance(outcome, EngineFault) for outcome in outcomes):  # said before anybody hears of it
+        if any(isinstance(actions, EngineFault) for actions in computed):  # said before anybody hears of it
             self._slot.report_fault(policy.version)  # enough of them, and the slot goes back to the version before
+        outcomes = [
+            _outcome(ticket, policy, actions, guide is not None, started, ended)
+            for ticket, actions, guide in zip(batch, computed, guides or [None] * len(batch), strict=True)
+        ]
+        with self._lock:
+            if self._turn != turn:
+                return
+            self._batch = []
         kept = getattr(policy, "guidable", False)
-        for ticket, actions, guide in zip(batch, outcomes, guides or [None] * len(batch), strict=True):
-            outcome = _outcome(ticket, policy, actions, guide is not None, started, ended)
+        for ticket, outcome in zip(batch, outcomes, strict=True):
             if kept and isinstance(outcome, ActionChunk):  # before it is answered: the robot may ask again at once
                 self._epochs.keep(ticket.session, ticket.request, policy.version, outcome.actions)
             self._answer(ticket, outcome)
-        self._slot.report_latency(policy.version, 1000 * (ended - started))
+        good = [actions for actions in computed if isinstance(actions, np.ndarray)]
+        if good:
+            self._slot.report_batch(policy.version, np.stack(good), 1000 * (ended - started), waited)
         self._ended, self._held_back = ended, 0.0
         self._computing = False
+        self._note_failure(computed[0])
+
+    def _note_failure(self, outcome: np.ndarray | EngineFault) -> None:
+        """A policy that raises whatever it is asked, and the one before it too, has lost its device, say. Loading it
+        anew once tells whether that is so; if its next warm-up succeeds, the requests are to blame."""
+        self._raised = self._raised + 1 if isinstance(outcome, _Raised) else 0
+        if self._raised == RAISED and not self._turn:
+            raise EngineFault(f"{RAISED} batches in a row failed, the last one: {outcome}")
 
     def _guides(self, batch: list[Ticket], policy: Policy) -> list[Guide | None] | None:
         """What each of the batch carries on from; None when nobody has anything."""
@@ -289,7 +352,7 @@ def _compute(
         actions = policy.infer(observations) if guides is None else policy.infer(observations, guides=guides)
     except Exception as error:
         logger.exception("policy %s failed", policy.version)
-        return [EngineFault(f"policy {policy.version}: {_name(error)}")] * len(observations)
+        return [_Raised(f"policy {policy.version}: {_name(error)}")] * len(observations)
     if not isinstance(actions, np.ndarray) or actions.shape != expected or actions.dtype != np.float32:
         got = f"{actions.dtype} {actions.shape}" if isinstance(actions, np.ndarray) else type(actions).__name__
         fault = EngineFault(f"policy {policy.version}: expected float32 actions {expected}, got {got}")

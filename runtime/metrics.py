@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import resource
 import threading
-from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hotpolicy.runtime.errors import ConfigError
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
 WINDOW = 2048  # latest samples a quantile is taken over
 QUANTILES = (0.5, 0.95, 0.99)
+ACTIVE_S = 10.0  # a session that asked within this time counts as there
+MOST_SESSIONS = 4096
 
 
 class Meter:
@@ -46,6 +50,28 @@ class Meter:
         return {name: _summary(sorted(samples)) for name, samples in copies.items()}
 
 
+class Sessions:
+    """Which robots asked lately. Brings no lock."""
+
+    def __init__(self) -> None:
+        self._heard: OrderedDict[Hashable, float] = OrderedDict()  # monotonic, s; the latest comes last
+
+    def heard(self, session: Hashable, at: float) -> None:
+        self._heard[session] = at
+        self._heard.move_to_end(session)
+        if len(self._heard) > MOST_SESSIONS:
+            self._heard.popitem(last=False)
+
+    def left(self, session: Hashable) -> None:
+        self._heard.pop(session, None)
+
+    def active(self, at: float) -> int:
+        """Those heard in the last seconds."""
+        while self._heard and at - next(iter(self._heard.values())) > ACTIVE_S:
+            self._heard.popitem(last=False)
+        return len(self._heard)
+
+
 def _summary(ordered: list[float]) -> dict[str, float]:
     quantiles = {f"p{100 * q:.0f}": quantile(ordered, q) for q in QUANTILES}
     return {**quantiles, "max": ordered[-1], "n": len(ordered)}
@@ -54,6 +80,11 @@ def _summary(ordered: list[float]) -> dict[str, float]:
 def quantile(ordered: list[float], q: float) -> float:
     """The nearest-rank quantile of a sorted list that is not empty."""
     return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+
+
+def resident_bytes() -> int:
+    """Memory that this process has in RAM."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 class Exposition:

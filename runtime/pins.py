@@ -49,6 +49,11 @@ class Pins:
             for session in [session for session, pin in self._pins.items() if pin.policy.version == version]:
                 del self._pins[session]
 
+    def clear(self) -> None:
+        """Let every episode go on with what is live: what they hold belongs to an engine that crashed."""
+        with self._lock:
+            self._pins.clear()
+
     def sweep(self) -> None:
         """Release what sessions hold that have been silent for long."""
         with self._lock:

@@ -29,7 +29,9 @@ from hotpolicy.runtime.fronts.operators import Control, Operators
 from hotpolicy.runtime.fronts.robots import Robots
 from hotpolicy.runtime.inference import Inference, Slot
 from hotpolicy.runtime.life import Life, State
-from hotpolicy.runtime.metrics import Exposition, Meter
+from hotpolicy.runtime.metrics import Exposition, Meter, resident_bytes
+from hotpolicy.runtime.notify import Notifier
+from hotpolicy.runtime.pulse import Pulse
 from hotpolicy.runtime.router import Router
 from hotpolicy.runtime.scheduler import Scheduler
 
@@ -42,17 +44,24 @@ class PolicyServer:
     `start` binds and returns; `wait_ready` returns after the warm-up. `stop` drains. Also a context manager.
     """
 
-    def __init__(self, config: ServeConfig, slot: Slot, control: Control):
+    def __init__(self, config: ServeConfig, slot: Slot, control: Control, notifier: Notifier | None = None):
         self.config = config
         self.endpoint, self.control_endpoint = config.endpoint, config.control  # with their ports once started
         self.meter = Meter()
-        self._life = Life()
+        self._notifier = notifier or Notifier()
+        self._life = Life(self._told)
         self._slot, self._control = slot, control
         scheduler = Scheduler(config.max_batch, config.batch_window_ms / 1000, config.max_sessions)
         self._inference = Inference(scheduler, slot, self.meter, self._wake)
         self._desk = Desk(config, slot, self._inference, self.meter, self._life, self.stats)
+        self._pulse = Pulse()  # of the inference thread
+        self._look_s = min(1.0, self._notifier.watchdog_s / 3 or 1.0)  # how often the socket thread looks at least
+        self._looked = 0.0
+        self._crashing = threading.Lock()
+        self._turn = 0  # inference threads that crashed
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._left_behind: list[threading.Thread] = []
         self._cleanup = contextlib.ExitStack()
         self._exposition: Exposition | None = None
         self._started_at = now()
@@ -65,6 +74,11 @@ class PolicyServer:
     def failure(self) -> str:
         """Why the state is `failed`; empty otherwise."""
         return self._life.failure
+
+    @property
+    def stuck(self) -> bool:
+        """Whether a thread was left behind in a computation: then the process may not be able to end by itself."""
+        return any(thread.is_alive() for thread in self._left_behind)
 
     # Life.
 
@@ -83,9 +97,11 @@ class PolicyServer:
                 self._exposition = Exposition(self.config.metrics_port, self.stats)
                 stack.callback(self._exposition.close)
             self._cleanup = stack.pop_all()
-        for name, target in (("receive", self._receive), ("infer", self._infer), ("command", self._operators.run)):
+        self._inference_thread = threading.Thread(target=self._infer, args=(0,), name="hotpolicy-infer", daemon=True)
+        for name, target in (("receive", self._receive), ("command", self._operators.run)):
             thread = threading.Thread(target=self._guarded, args=(target,), name=f"hotpolicy-{name}", daemon=True)
             self._threads.append(thread)
+        for thread in (*self._threads, self._inference_thread):
             thread.start()
 
     def wait_ready(self, timeout_s: float = 60.0) -> None:
@@ -122,14 +138,14 @@ class PolicyServer:
         """Refuse new requests, finish those that wait (at most `drain_s`), answer the rest `busy`, close."""
         if not self._threads:
             return
-        if self.state != "failed":
-            self._life.state = "draining"
+        if self._life.enter("draining"):
             drained = Deadline.after(self.config.drain_s)
             while not self._inference.idle() and not drained.passed():
                 self._closing.wait(0.005)
-        socket_thread, inference_thread, control_thread = self._threads
+        socket_thread, control_thread = self._threads
         self._inference.stop()
-        inference_thread.join(1.0)  # a model that computes for longer is left behind: its thread is a daemon
+        self._inference_thread.join(1.0)  # a model that computes for longer is left behind: its thread is a daemon
+        self._left_behind.append(self._inference_thread)
         self._operators.stop()
         control_thread.join(1.0)
         self._closing.set()
@@ -138,8 +154,7 @@ class PolicyServer:
         self._threads = []
         self._cleanup.close()
         self._life.ended.set()
-        if self.state != "failed":
-            self._life.state = "stopped"
+        self._life.enter("stopped")
 
     def __enter__(self) -> PolicyServer:
         self.start()
@@ -155,12 +170,16 @@ class PolicyServer:
         roles = {role: getattr(self._slot, role, None) for role in ("live", "previous", "staged")}
         return {
             "state": self.state,
+            "restarts": self._life.restarts,
             "uptime_s": now() - self._started_at,
+            "resident_bytes": resident_bytes(),
             "counts": self.meter.counts(),
             "latency_ms": self.meter.latency_ms(),
             "waiting": self._inference.waiting(),
+            "sessions": self._inference.active_sessions(),
             "swap_stall_ms": dict(self._inference.swap_stall_ms),
             "versions": {role: policy.version if policy else None for role, policy in roles.items()},
+            "slot": self._slot.figures(),
         }
 
     # The threads.
@@ -190,8 +209,10 @@ class PolicyServer:
         while not self._closing.is_set():
             awake = {descriptor for descriptor in awake if self._take(fronts[descriptor])}
             expiry = self._inference.expire()
+            if now() - self._looked >= self._look_s:
+                self._look()
             if not awake:
-                awake = {descriptor for descriptor, _ in poller.poll(_until(expiry))}
+                awake = {descriptor for descriptor, _ in poller.poll(_until(expiry, self._look_s))}
                 if self._bell.fd in awake:
                     self._bell.silence()
                     awake = set(fronts)
@@ -205,13 +226,69 @@ class PolicyServer:
         front.handle(*received)
         return True
 
-    def _infer(self) -> None:
-        self._life.state = "warming"
-        self._inference.warm_up()
-        self._life.ready()
-        self._inference.run()
+    def _look(self) -> None:
+        """The socket thread lives, as it comes here; the inference thread lives, as it goes on. So both are proven when
+        the service manager is told, and an inference may take longer than its watchdog's interval."""
+        self._looked = now()
+        turn, computing = self._turn, self._life.state in ("ready", "draining")
+        longest_s = self.config.longest_inference_s if computing else self.config.longest_load_s
+        if self._pulse.look(self._inference.progress, self._looked) > longest_s:
+            what = "one batch computed" if computing else "the version loaded or warmed up"
+            self._crashed(turn, f"{what} for longer than {longest_s:g} s")
+        elif self._life.state != "failed":
+            self._notifier.alive()
+
+    def _told(self, state: State, text: str) -> None:
+        """Each state is logged, and the service manager told, by the thread that entered it."""
+        if state == "ready":
+            text = f"{self._slot.live.version} on {self.endpoint}"
+        logger.log(logging.ERROR if state == "failed" else logging.INFO, "%s%s", state, text and f": {text}")
+        self._notifier.state(state, text)
+
+    # The inference thread.
+
+    def _infer(self, turn: int) -> None:
+        """Whatever ends this thread is a crash of the engine: a policy that fails for a request does not."""
+        try:
+            if turn:
+                logger.warning("the engine is restarted: version %s is loaded", self._slot.reload())
+            else:
+                self._life.enter("warming", self._slot.live.version)
+            self._inference.progress += 1
+            self._inference.warm_up()
+            self._inference.progress += 1
+            if turn == self._turn:
+                self._life.enter("ready")
+                self._inference.run()
+        except BaseException as error:
+            if turn == self._turn:
+                logger.exception("the inference thread ended")
+            self._crashed(turn, one_line(f"{type(error).__name__}: {error}"))
+
+    def _crashed(self, turn: int, reason: str) -> None:
+        """Any thread: the inference thread of this turn is dead or stuck. One that is stuck cannot be ended in a living
+        process: it is left behind with its memory, what it may still compute is dropped, and a new one begins with
+        the version loaded anew. That is done once; what crashes again is broken deeper, and ends the process."""
+        with self._crashing:
+            if turn != self._turn:
+                return
+            self._turn += 1
+            self._left_behind.append(self._inference_thread)
+            again = self._life.restart(reason)
+            if not again:
+                self._life.fail(f"the engine crashed: {reason}")
+            self._inference.abandon(EngineFault(f"the engine crashed: {reason}"))
+            if again:
+                logger.error("the engine crashed and is restarted: %s", reason)
+                self._pulse = Pulse()
+                name = f"hotpolicy-infer-{self._turn}"
+                self._inference_thread = threading.Thread(
+                    target=self._infer, args=(self._turn,), name=name, daemon=True
+                )
+                self._inference_thread.start()
 
 
-def _until(expiry: float | None) -> int:
-    """Milliseconds to poll: until the next request expires, rounded up; at most a second."""
-    return 1000 if expiry is None else max(0, min(1000, int(1000 * (expiry - now())) + 1))
+def _until(expiry: float | None, longest_s: float) -> int:
+    """Milliseconds to poll: until the next request expires, rounded up; at most so long."""
+    longest = int(1000 * longest_s)
+    return longest if expiry is None else max(0, min(longest, int(1000 * (expiry - now())) + 1))

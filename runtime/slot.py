@@ -9,10 +9,13 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import median
+from typing import Any
+
+import numpy as np
 
 from hotpolicy.runtime.checks import Checks, ServedPolicy, Verdict
 from hotpolicy.runtime.clock import now
@@ -22,6 +25,7 @@ from hotpolicy.runtime.loader import CANDIDATE_FAULTS, Load, Loaded, Loader, one
 from hotpolicy.runtime.messages import Boundary
 from hotpolicy.runtime.pins import Pins
 from hotpolicy.runtime.store import Store
+from hotpolicy.runtime.watch import Record, Trip, Watch
 
 PACES = 32  # newest batches of live that its pace is the median of
 log = logging.getLogger(__name__)
@@ -45,7 +49,11 @@ class Slot:
         self.store = store
         self.checks = checks or Checks()
         self.flip_ms = 0.0  # how long the last promotion or rollback held the pointers
-        self.retreats = 0  # automatic rollbacks
+        self.promotions = 0
+        self.rollbacks: Counter[str] = Counter()  # by cause: "command", or that of a Trip
+        self.refusals = 0  # candidates that were not staged or promoted
+        self.last_retreat = ""  # which version was rolled back automatically, and why
+        self.swap_ms: dict[str, float] = {}  # of the last swap: load, verify, promote (the pointer on disk, then flip)
         self._loader = Loader(store, load, self.checks)
         self._staging = threading.Lock()  # one candidate at a time
         self._moving = threading.Lock()  # one promotion or rollback at a time; never held while a candidate loads
@@ -53,7 +61,11 @@ class Slot:
         self._faults = 0  # of the live version, since it became live
         self._paces: deque[float] = deque(maxlen=PACES)  # ms, of live
         self._retreat: threading.Thread | None = None
+        self._given_up = False  # on the live version
+        self._restarts = 0  # of the engine
         self._held = Held(self._loader.first())
+        self._watch = self._watcher(self._held, None)
+        self._since = now()  # when live became live
 
     # the inference thread's side
 
@@ -69,20 +81,28 @@ class Slot:
         self._pins.drop(session)
 
     def report_fault(self, version: str) -> None:
-        """`version` answered with NaN or infinity. After `checks.max_faults` since its promotion, the previous
-        version is made live again by a side thread, and this one is not kept as a way back."""
+        """`version` answered with NaN or infinity, or failed. After `checks.max_faults` since its promotion, the
+        previous version is made live again by a side thread, and this one is not kept as a way back."""
         if version != self._held.live.policy.version:
             return
         self._faults += 1
         if self._faults == self.checks.max_faults:
-            self._retreat = threading.Thread(target=self._go_back, args=(version,), name="retreat", daemon=True)
-            self._retreat.start()
+            self._give_up(version, Trip("faults", f"gave {self._faults} faulty answers"))
 
-    def report_latency(self, version: str, ms: float) -> None:
-        """`version` took so long for a batch. Candidates are compared with how fast live is on this machine now,
-        with its robots asking: what it took when it was tried itself, perhaps on an idle machine, says less."""
-        if version == self._held.live.policy.version:
-            self._paces.append(ms)
+    def report_batch(self, version: str, actions: np.ndarray, ms: float, waited_ms: float = 0.0) -> None:
+        """`version` answered a batch with these (n, horizon, joints) finite actions in so long, of which the thread
+        waited for a processor so long: that is not the version's. When the guard trips (see watch.py), the previous
+        version is made live again, as for faults.
+
+        Candidates are compared with how fast live is on this machine now, with its robots asking: what it took when
+        it was tried itself, perhaps on an idle machine, says less."""
+        watch = self._watch
+        if version != self._held.live.policy.version or version != watch.version:
+            return
+        self._paces.append(ms)
+        trip = watch.note(actions, max(0.0, ms - waited_ms))
+        if trip:
+            self._give_up(version, trip)
 
     # what is held
 
@@ -107,6 +127,23 @@ class Slot:
     def faults(self) -> int:
         return self._faults
 
+    @property
+    def retreats(self) -> int:
+        """Automatic rollbacks."""
+        return self.rollbacks.total() - self.rollbacks["command"]
+
+    def figures(self) -> dict[str, Any]:
+        """What happened to the versions since the start: plain values only."""
+        return {
+            "live_for_s": now() - self._since,
+            "faults": self._faults,
+            "promotions": self.promotions,
+            "refusals": self.refusals,
+            "rollbacks": dict(self.rollbacks),
+            "last_retreat": self.last_retreat,
+            "swap_ms": dict(self.swap_ms),
+        }
+
     # the control thread's side
 
     def stage(self, version: str) -> Verdict:
@@ -117,14 +154,20 @@ class Slot:
             live = self._held.live
             if version == live.policy.version:
                 raise SwapRefused(f"{version}: is live already")
-            self._set_staged(None)  # before loading: never two candidates in memory
+            with self._moving:  # before loading: never two candidates in memory
+                self._held, restarts = replace(self._held, staged=None), self._restarts
             try:
                 staged = self._loader.prepare(version, live, self._warm(), self._pace)
             except (SwapRefused, UnknownVersion) as error:
+                self.refusals += 1
                 raise SwapRefused(str(error)) from error
             except CANDIDATE_FAULTS as error:
+                self.refusals += 1
                 raise SwapRefused(f"{version}: {one_line(error)}") from error
-            self._set_staged(staged)
+            with self._moving:
+                if restarts != self._restarts:  # it may share tensors with what crashed
+                    raise SwapRefused(f"{version}: the engine was restarted meanwhile: stage again")
+                self._held = replace(self._held, staged=staged)
             return staged.verdict
 
     def promote(self, version: str, request_id: str, by: str) -> Change:
@@ -136,8 +179,12 @@ class Slot:
                 return self.store.promote(version, by, request_id)
             chosen = self._candidate(version)
             verdict = chosen.verdict.to_dict()
+            started = now()
             change = self._write(version, lambda: self.store.promote(version, by, request_id, verdict))
             self._flip(Held(chosen, previous=self._held.live))
+            self.promotions += 1
+            self.swap_ms = {"load": chosen.verdict.load_ms, "verify": chosen.verdict.verify_ms}
+            self.swap_ms["promote"] = (now() - started) * 1000
             return change
 
     def rollback(self, request_id: str, by: str) -> Change:
@@ -149,7 +196,20 @@ class Slot:
             previous = self._way_back()
             change = self._write(previous.policy.version, lambda: self.store.rollback(by, request_id))
             self._flip(Held(previous, previous=self._held.live))
+            self.rollbacks["command"] += 1
             return change
+
+    def reload(self) -> str:
+        """The engine crashed: load the store's last good version afresh, sharing nothing with what is in memory, and
+        return its id. The others in memory are let go, and episodes go on with it. Raises BundleError when none can
+        be served. While it loads, the version in memory is live; nobody should compute with it."""
+        with self._moving:
+            self._restarts += 1
+            self._pins.clear()
+            self._held = Held(self._held.live)
+            self._flip(Held(self._loader.first()))
+            self._pins.clear()
+            return self.live.version
 
     def close(self) -> None:
         """Wait for an automatic rollback that is under way."""
@@ -203,18 +263,29 @@ class Slot:
             return change
 
     def _flip(self, held: Held) -> None:
+        left, answers = self._watch, self._held.live.answers
+        before = left.record(None if answers.golden.is_blank else answers.actions) if held.previous else None
+        watch = self._watcher(held, before)
         started = now()
-        self._held = held
-        self._faults = 0
+        self._held, self._watch = held, watch
+        self._faults, self._given_up = 0, False
         self._paces.clear()
         self.flip_ms = (now() - started) * 1000
+        self._since = started
         self._pins.sweep()
 
-    def _set_staged(self, staged: Loaded | None) -> None:
-        with self._moving:
-            self._held = replace(self._held, staged=staged)
+    def _watcher(self, held: Held, before: Record | None) -> Watch:
+        policy = held.live.policy
+        return Watch(policy.version, policy.spec, self.checks.guard, before)
 
-    def _go_back(self, version: str) -> None:
+    def _give_up(self, version: str, trip: Trip) -> None:
+        if self._given_up:
+            return
+        self._given_up = True
+        self._retreat = threading.Thread(target=self._go_back, args=(version, trip), name="retreat", daemon=True)
+        self._retreat.start()
+
+    def _go_back(self, version: str, trip: Trip) -> None:
         """The automatic rollback. Here memory moves first: a faulty version must not wait for a disk."""
         with self._moving:
             if self._held.live.policy.version != version:
@@ -222,18 +293,15 @@ class Slot:
             try:
                 previous = self._way_back()
             except HotpolicyError as error:
-                log.error("version %s is faulty and there is no way back: %s", version, error)
+                log.error("version %s: %s, and there is no way back: %s", version, trip.reason, error)
                 return
             self._flip(Held(previous))
             self._pins.release(version)
-            self.retreats += 1
-            log.error(
-                "version %s gave %d faulty answers: %s is live again",
-                version,
-                self.checks.max_faults,
-                self.live.version,
-            )
+            self.rollbacks[trip.cause] += 1
+            self.last_retreat = f"{version}: {trip.reason}"
+            log.error("version %s: %s: %s is live again", version, trip.reason, self.live.version)
+            verdict = {"cause": trip.cause, "reason": trip.reason, "of": version}
             try:
-                self.store.rollback("automatic", f"retreat-{uuid.uuid4().hex}", forget=True)
+                self.store.rollback("automatic", f"retreat-{uuid.uuid4().hex}", forget=True, verdict=verdict)
             except (HotpolicyError, OSError) as error:
                 log.error("the automatic rollback is not on disk, a restart would serve %s: %s", version, error)

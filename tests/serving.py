@@ -62,8 +62,8 @@ class TinySlot:
         self.live, self.previous, self.staged = live, None, None
         self.lock = threading.Lock()
         self.faults: list[str] = []
+        self.reloads = 0
         self.pinned: dict[tuple[str, int], Any] = {}
-        self.faults: list[str] = []
 
     def policy_for(self, session: str, boundary: str, episode: int) -> Any:
         with self.lock:
@@ -71,8 +71,17 @@ class TinySlot:
                 return self.live
             return self.pinned.setdefault((session, episode), self.live)
 
-    def report_latency(self, version: str, ms: float) -> None:
+    def report_batch(self, version: str, actions: np.ndarray, ms: float, waited_ms: float) -> None:
+        assert np.isfinite(actions).all()
         assert ms >= 0
+        assert waited_ms >= 0
+
+    def reload(self) -> str:
+        self.reloads += 1
+        return str(self.live.version)
+
+    def figures(self) -> dict[str, Any]:
+        return {}
 
     def report_fault(self, version: str) -> None:
         self.faults.append(version)

@@ -24,6 +24,8 @@ from hotpolicy.runtime.messages import Observation
 from hotpolicy.runtime.slot import Slot
 from hotpolicy.runtime.store import Store
 
+STILL = np.zeros((1, 8, 6), np.float32)  # what a batch of one was answered
+
 
 def golden(n: int = 3) -> Golden:
     blank = Golden.blank(SPEC, 8, n)
@@ -301,8 +303,8 @@ def test_latency_is_compared_with_what_live_takes_while_it_serves(tmp_path: Path
     shop = Shop(tmp_path, Checks(max_slowdown=3.0, grace_ms=20.0))
     slow = shop.sealed(1, delay_ms=60).id
     for _ in range(9):
-        shop.slot.report_latency(shop.base.id, 25.0)
-        shop.slot.report_latency("another", 0.0)
+        shop.slot.report_batch(shop.base.id, STILL, 25.0)
+        shop.slot.report_batch("another", STILL, 0.0)
     assert shop.slot.stage(slow).live_latency_ms == 25.0
     shop.swap(slow, "r1")
     assert shop.slot.stage(shop.child(2)).live_latency_ms != 25.0  # the pace was the old version's
