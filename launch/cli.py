@@ -15,6 +15,7 @@ try:
 except ModuleNotFoundError as error:  # the thin install of a robot client has no command line
     raise SystemExit(f"hotpolicy: the command line needs {error.name}: pip install 'hotpolicy[cli]'") from error
 
+from hotpolicy.launch import console
 from hotpolicy.launch.calibrate import calibrate
 from hotpolicy.launch.demo import demo
 from hotpolicy.launch.doctor import doctor
@@ -59,6 +60,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Serve a vision-language-action policy to robots, teach it on the robot, and swap in what it learned.",
+    epilog="Exit codes: 0 done, 2 change something (the message says what), 3 an emergency stop could not be "
+    "confirmed, 4 the server failed while serving.",
 )
 
 VERBS = (
@@ -100,7 +103,7 @@ def _settings(
 
 def main() -> None:
     """Run the command line. Exit code 0 when done, 2 when the caller has to change something, 3 when an emergency
-    stop could not be confirmed."""
+    stop could not be confirmed, 4 when the server failed while serving."""
     try:
         app()
     except StopUnconfirmed as error:
@@ -114,7 +117,7 @@ def main() -> None:
 
 
 def _complain(text: str) -> int:
-    print(f"hotpolicy: {text}", file=sys.stderr)
+    console.complain(text)
     return 2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 Row = Mapping[str, Any]
+
+
+def complain(text: str) -> None:
+    """One line for whoever started the command; nothing of it on stdout."""
+    print(f"hotpolicy: {text}", file=sys.stderr, flush=True)
 
 
 def show(rows: Sequence[Row], columns: Sequence[str], as_json: bool) -> None:

@@ -65,6 +65,9 @@ class Fields:
     def has(self, key: str) -> bool:
         return key in self._left
 
+    def is_flag(self, key: str) -> bool:
+        return isinstance(self._left.get(key), bool)
+
     def text(self, key: str, *, choices: tuple[str, ...] = ()) -> str:
         expected = f"one of {', '.join(choices)}" if choices else "text"
         value = self._take(key, expected)

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
 import threading
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from hotpolicy.launch import console
 from hotpolicy.launch.fields import Fields
 from hotpolicy.launch.options import STORE
 from hotpolicy.launch.versions import open_store, shipped
-from hotpolicy.runtime.errors import BundleError, ConfigError, HotpolicyError
+from hotpolicy.runtime.errors import BundleError, ConfigError, EngineFault, HotpolicyError
 
 if TYPE_CHECKING:
+    from hotpolicy.runtime.checks import Checks
     from hotpolicy.runtime.config import ServeConfig
     from hotpolicy.runtime.loader import Load
     from hotpolicy.runtime.server import PolicyServer
     from hotpolicy.runtime.store import Store
 
 log = logging.getLogger(__name__)
-WARM_UP_S = 600.0  # a large model's first inference may take minutes
+SERVER_FAILED = 4  # exit code
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,7 @@ class ServeOptions:
     engine: str
     own: Mapping[str, Any]  # the engine's options
     config: ServeConfig
+    checks: Checks  # of candidates, and of the version that serves
     folder: Path | None = None  # what to begin with; None: the store's live version
 
 
@@ -82,12 +87,23 @@ def serve(
     metrics_port: Annotated[
         int | None, typer.Option(help="Prometheus metrics on 127.0.0.1 at this port. Default: off.")
     ] = None,
+    guard: Annotated[
+        bool | None,
+        typer.Option(
+            "--guard/--no-guard",
+            help="Roll back by itself a version whose actions or latency turn bad. Default: yes; bounds in the file.",
+        ),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML file with any of these options, spelled with underscores.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the ready line as JSON.")] = False,
 ) -> None:
-    """Serve a policy to robots until SIGTERM or Ctrl-C, then finish what waits."""
+    """Serve a policy to robots until SIGTERM or Ctrl-C, then finish what waits.
+
+    Exit codes: 0 asked to stop, 2 cannot start as told, 4 failed while serving (start it again). Under systemd, use
+    Type=notify: it is told when the server is ready, and with WatchdogSec= that its threads live.
+    """
     given = {
         "folder": folder,
         "store": store,
@@ -100,19 +116,37 @@ def serve(
         "max_batch": max_batch,
         "batch_window_ms": batch_window_ms,
         "metrics_port": metrics_port,
+        "guard": guard,
     }
     options = serve_options(config, {name: value for name, value in given.items() if value is not None})
     server = make_server(options)
     threading.Thread(target=_announce, args=(server, options, as_json), name="ready-line", daemon=True).start()
-    server.run()
+    serve_until_it_ends(server)
+
+
+def serve_until_it_ends(server: PolicyServer) -> None:
+    """Ends the process with exit code 4 when the server failed, even where a thread of it is stuck for good."""
+    try:
+        server.run()
+    except EngineFault as error:
+        console.complain(str(error))
+        if server.stuck:
+            logging.shutdown()
+            os._exit(SERVER_FAILED)
+        sys.exit(SERVER_FAILED)
 
 
 def serve_options(file: Path | None, given: dict[str, Any]) -> ServeOptions:
     """The file's values, with those given on the command line over them. Raises ConfigError naming the field."""
+    from hotpolicy.runtime.checks import Checks
     from hotpolicy.runtime.config import ServeConfig
     from hotpolicy.runtime.engine import ENGINES
+    from hotpolicy.runtime.watch import OFF, Guard
 
-    values = {**(_read(file) if file else {}), **given}
+    read = _read(file) if file else {}
+    bounds = read.pop("guard", {})  # a mapping, or False
+    values = {**read, **given}
+    checks = Checks(guard=Guard(**(bounds or {})) if values.pop("guard", bounds is not False) else OFF)
     store, folder = Path(values.pop("store", STORE)), values.pop("folder", None)
     folder = None if folder is None else shipped(Path(folder))
     engine = values.pop("engine", None) or _engine_for(folder)
@@ -123,22 +157,25 @@ def serve_options(file: Path | None, given: dict[str, Any]) -> ServeOptions:
         raise ConfigError(f"threads: expected a number from 1 to 256, got {own['threads']}")
     if engine != "torch" and (foreign := sorted(own.keys() & {"device", "dtype"})):
         raise ConfigError(f"{foreign[0]}: an option of the torch engine, the engine is {engine}")
-    return ServeOptions(store, engine, own, ServeConfig(**values), folder)
+    return ServeOptions(store, engine, own, ServeConfig(**values), checks, folder)
 
 
 def make_server(options: ServeOptions) -> PolicyServer:
     """Load the folder, or the store's last good version. Raises UnknownVersion for an empty store, BundleError,
     ConfigError."""
     from hotpolicy.runtime.control import Control
+    from hotpolicy.runtime.notify import Notifier
     from hotpolicy.runtime.server import PolicyServer
     from hotpolicy.runtime.slot import Slot
 
+    notifier = Notifier.from_environment()
+    notifier.state("starting", f"loading from {options.store}")
     store = open_store(options.store, onnx=options.engine == "onnx")
     wanted = None if options.folder is None else _begin_with(options.folder, store)
-    slot = Slot(store, _load(options))
+    slot = Slot(store, _load(options), options.checks)
     if wanted not in (None, slot.live.version):
         raise BundleError(f"{options.folder}: version {wanted} cannot be served: the log says why")
-    return PolicyServer(options.config, slot, Control(slot, store))
+    return PolicyServer(options.config, slot, Control(slot, store), notifier)
 
 
 def _engine_for(folder: Path | None) -> str:
@@ -182,17 +219,37 @@ def _read(file: Path) -> dict[str, Any]:
     for name in ("threads", "max_batch", "metrics_port"):
         if fields.has(name):
             found[name] = fields.whole(name)
-    for name in ("batch_window_ms", "longest_deadline_ms", "drain_s"):
+    for name in ("batch_window_ms", "longest_deadline_ms", "longest_inference_s", "longest_load_s", "drain_s"):
         if fields.has(name):
             found[name] = fields.number(name)
+    if fields.has("guard"):
+        found["guard"] = _guard(fields)
     fields.done()
+    return found
+
+
+def _guard(fields: Fields) -> dict[str, Any] | Literal[False]:
+    """`guard: false`, or a section with some of the bounds."""
+    if fields.is_flag("guard"):
+        if fields.flag("guard"):
+            return {}
+        return False
+    section = fields.section("guard")
+    found: dict[str, Any] = {
+        name: section.number(name, above=0) for name in ("margin", "step", "slowdown") if section.has(name)
+    }
+    if section.has("grace_ms"):
+        found["grace_ms"] = section.number("grace_ms")
+    if section.has("trips"):
+        found["trips"] = section.whole("trips")
+    section.done()
     return found
 
 
 def _announce(server: PolicyServer, options: ServeOptions, as_json: bool) -> None:
     """One line once robots may come. A warm-up that fails is reported by the main thread, not here."""
     try:
-        server.wait_ready(WARM_UP_S)
+        server.wait_ready(options.config.longest_load_s)
     except HotpolicyError as error:
         log.error("not ready: %s", error)
         return

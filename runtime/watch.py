@@ -39,6 +39,9 @@ class Guard:
     grace_ms: float = 5.0  # added to that bound, so that very fast policies do not go back for noise
 
 
+OFF = Guard(margin=None, step=None, slowdown=None)
+
+
 @dataclass(frozen=True, slots=True)
 class Pace:
     """Of batches of one size, ms."""
