@@ -68,7 +68,7 @@ def test_every_map_that_comes_along_is_tested() -> None:
 
 def test_parts_may_come_in_another_order_than_the_joints() -> None:
     state = {"state.b": JOINTS[3:], "state.a": JOINTS[:3]}
-    mixed = KeyMap("mixed", {"video.front": "front"}, state, {"action.last": JOINTS[5:]}, ("task",), "lift")
+    mixed = KeyMap("mixed", "gr00t", {"video.front": "front"}, state, {"action.last": JOINTS[5:]}, ("task",), "lift")
     fit = mixed.fit(SPEC)
     seen = fit.observation({"video.front": np.zeros((2, 2, 3), np.uint8), "state.a": [0, 1, 2], "state.b": [3, 4, 5]})
     assert seen.state.tolist() == [0, 1, 2, 3, 4, 5]
@@ -85,6 +85,7 @@ def test_the_maps_derived_from_a_robot() -> None:
 
 def derived(**fields: object) -> dict[str, object]:
     return {
+        "front": "openpi",
         "images": {"observation/front": "front"},
         "state": {"observation/state": JOINTS},
         "actions": {"actions": JOINTS},
@@ -96,7 +97,9 @@ def derived(**fields: object) -> dict[str, object]:
     ("data", "says"),
     [
         ([], "file: expected a map"),
-        (derived(colour=1), "colour: expected one of note, images"),
+        (derived(colour=1), "colour: expected one of note, front"),
+        (derived(front="ros"), "front: expected one of gr00t, openpi"),
+        (derived(actions={"a": JOINTS}), "actions: expected one key named actions"),
         (derived(images=["front"]), "images: expected a map"),
         (derived(images={"observation/front": 1}), "images.observation/front: expected the name of a camera"),
         (derived(state={}), "state: expected at least one key"),
@@ -110,7 +113,7 @@ def derived(**fields: object) -> dict[str, object]:
         (derived(state={"s": [*JOINTS, "tail"]}), "state.s: expected joints among joint_0.pos, .* got 'tail'"),
         (derived(state={"s": [*JOINTS, JOINTS[0]]}), "state.s: expected each joint once, got 'joint_0.pos' again"),
         (derived(state={"s": JOINTS[1:]}), "state: expected a key for the joint 'joint_0.pos'"),
-        (derived(actions={"a": ["tail"]}), "actions.a: expected joints among"),
+        (derived(actions={"actions": ["tail"]}), "actions.actions: expected joints among"),
     ],
 )
 def test_a_wrong_map_names_its_key(data: object, says: str, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ robot once; what is left to do for each observation is to look up, reorder and c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ class KeyMap:
     """Raises ConfigError naming the key when a value is not what it must be."""
 
     name: str
+    front: str  # whose keys: "gr00t" or "openpi"
     images: Mapping[str, str]  # their key -> our camera
     state: Parts
     actions: Parts  # how a chunk is split for the reply; joints left out are not sent
@@ -92,6 +93,21 @@ class Fit:
         return found
 
 
+class Fitting:
+    """A map held against whatever robot the live policy is for: a swap may bring another. Used from any thread."""
+
+    def __init__(self, keymap: KeyMap | None, default: Callable[[RobotSpec], KeyMap]):
+        self._keymap, self._default = keymap, default
+        self._last: tuple[RobotSpec, Fit] | None = None
+
+    def fit(self, spec: RobotSpec) -> Fit:
+        """Raises ConfigError naming the key that does not fit."""
+        last = self._last
+        if last is None or (last[0] is not spec and last[0] != spec):
+            last = self._last = (spec, (self._keymap or self._default(spec)).fit(spec))
+        return last[1]
+
+
 def picture(key: str, value: Any) -> np.ndarray:
     """(height, width, 3) uint8 RGB, from that, from colours first, or from floats of 0 to 1, as openpi takes them."""
     if not isinstance(value, np.ndarray) or value.ndim != 3 or not (value.dtype == np.uint8 or value.dtype.kind == "f"):
@@ -133,6 +149,7 @@ def gr00t_default(spec: RobotSpec) -> KeyMap:
     joints = tuple(joint.name for joint in spec.joints)
     return KeyMap(
         name="of the robot itself",
+        front="gr00t",
         images={f"video.{camera.name}": camera.name for camera in spec.cameras},
         state={"state.joints": joints},
         actions={"action.joints": joints},
@@ -150,6 +167,7 @@ def openpi_default(spec: RobotSpec) -> KeyMap:
     joints = tuple(joint.name for joint in spec.joints)
     return KeyMap(
         name="of the robot itself",
+        front="openpi",
         images={f"observation/{camera.name}": camera.name for camera in spec.cameras},
         state={"observation/state": joints},
         actions={"actions": joints},

@@ -1,6 +1,7 @@
 """Key maps as JSON files: those that come along in keymaps/, by name, and a user's own, by path.
 
-    {"images": {THEIR KEY: OUR CAMERA},
+    {"front": "gr00t" or "openpi",
+     "images": {THEIR KEY: OUR CAMERA},
      "state": {THEIR KEY: [OUR JOINT, ...]}, "actions": {THEIR KEY: [OUR JOINT, ...]},
      "task": [THEIR KEY, ...], "default_task": TEXT, "note": TEXT}
 
@@ -19,7 +20,8 @@ from hotpolicy.runtime.errors import ConfigError
 from hotpolicy.runtime.fronts.keymap import KeyMap
 
 FOLDER = Path(__file__).parent / "keymaps"
-FIELDS = ("note", "images", "state", "actions", "task", "default_task")
+FRONTS = ("gr00t", "openpi")
+FIELDS = ("note", "front", "images", "state", "actions", "task", "default_task")
 
 
 def names() -> list[str]:
@@ -50,6 +52,7 @@ def _keymap(name: str, data: Any) -> KeyMap:
     require(type(data) is dict, "file", "a map")
     for key in data:
         require(key in FIELDS, key, f"one of {', '.join(FIELDS)}")
+    require(data.get("front") in FRONTS, "front", f"one of {', '.join(FRONTS)}")
     for key in ("images", "state", "actions"):
         require(type(data.get(key)) is dict, key, "a map of their keys to ours")
     for key, camera in data["images"].items():
@@ -59,9 +62,11 @@ def _keymap(name: str, data: Any) -> KeyMap:
         for key, joints in data[kind].items():
             right = type(joints) is list and bool(joints) and all(type(joint) is str for joint in joints)
             require(right, f"{kind}.{key}", "a list of joints")
+    one_array = data["front"] != "openpi" or list(data["actions"]) == ["actions"]
+    require(one_array, "actions", "one key named actions: openpi's clients look for no other")
     task = data.get("task")
     require(type(task) is list and bool(task) and all(type(k) is str for k in task), "task", "a list of keys")
     default, note = data.get("default_task"), data.get("note", "")
     require(default is None or (type(default) is str and len(default) <= TASK_LENGTH), "default_task", "a text")
     require(type(note) is str, "note", "a text")
-    return KeyMap(name, data["images"], data["state"], data["actions"], tuple(task), default, note)
+    return KeyMap(name, data["front"], data["images"], data["state"], data["actions"], tuple(task), default, note)
