@@ -18,6 +18,7 @@ import typer
 
 from hotpolicy.launch import console
 from hotpolicy.launch.fields import Fields
+from hotpolicy.launch.fronts import front_settings, read_sections
 from hotpolicy.launch.options import STORE
 from hotpolicy.launch.versions import open_store, shipped
 from hotpolicy.runtime.errors import BundleError, ConfigError, EngineFault, HotpolicyError
@@ -87,6 +88,22 @@ def serve(
     metrics_port: Annotated[
         int | None, typer.Option(help="Prometheus metrics on 127.0.0.1 at this port. Default: off.")
     ] = None,
+    gr00t: Annotated[
+        str | None, typer.Option(help="Socket for GR00T's clients, e.g. tcp://127.0.0.1:5565. Default: off.")
+    ] = None,
+    gr00t_kill: Annotated[
+        bool | None, typer.Option("--gr00t-kill", help="Let GR00T's clients end this server. Default: no.")
+    ] = None,
+    openpi: Annotated[
+        int | None, typer.Option(help="Port on 127.0.0.1 for openpi's websocket clients, e.g. 8000. Default: off.")
+    ] = None,
+    keymap: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What those clients call cameras and joints: gr00t_libero, gr00t_so100, openpi_aloha, openpi_droid, "
+            "openpi_libero or a .json file; one for each. Default: derived from the robot."
+        ),
+    ] = None,
     guard: Annotated[
         bool | None,
         typer.Option(
@@ -116,6 +133,10 @@ def serve(
         "max_batch": max_batch,
         "batch_window_ms": batch_window_ms,
         "metrics_port": metrics_port,
+        "gr00t": gr00t,
+        "gr00t_kill": gr00t_kill,
+        "openpi": openpi,
+        "keymaps": keymap or None,
         "guard": guard,
     }
     options = serve_options(config, {name: value for name, value in given.items() if value is not None})
@@ -136,7 +157,7 @@ def serve_until_it_ends(server: PolicyServer) -> None:
         sys.exit(SERVER_FAILED)
 
 
-def serve_options(file: Path | None, given: dict[str, Any]) -> ServeOptions:
+def serve_options(file: Path | None, given: Mapping[str, Any]) -> ServeOptions:
     """The file's values, with those given on the command line over them. Raises ConfigError naming the field."""
     from hotpolicy.runtime.checks import Checks
     from hotpolicy.runtime.config import ServeConfig
@@ -144,6 +165,9 @@ def serve_options(file: Path | None, given: dict[str, Any]) -> ServeOptions:
     from hotpolicy.runtime.watch import OFF, Guard
 
     read = _read(file) if file else {}
+    given = dict(given)
+    fronts = {name: given.pop(name) for name in ("gr00t", "gr00t_kill", "openpi", "keymaps") if name in given}
+    served = front_settings(read.pop("fronts", {}), **fronts)
     bounds = read.pop("guard", {})  # a mapping, or False
     values = {**read, **given}
     checks = Checks(guard=Guard(**(bounds or {})) if values.pop("guard", bounds is not False) else OFF)
@@ -157,7 +181,7 @@ def serve_options(file: Path | None, given: dict[str, Any]) -> ServeOptions:
         raise ConfigError(f"threads: expected a number from 1 to 256, got {own['threads']}")
     if engine != "torch" and (foreign := sorted(own.keys() & {"device", "dtype"})):
         raise ConfigError(f"{foreign[0]}: an option of the torch engine, the engine is {engine}")
-    return ServeOptions(store, engine, own, ServeConfig(**values), checks, folder)
+    return ServeOptions(store, engine, own, ServeConfig(**values, **served), checks, folder)
 
 
 def make_server(options: ServeOptions) -> PolicyServer:
@@ -222,6 +246,7 @@ def _read(file: Path) -> dict[str, Any]:
     for name in ("batch_window_ms", "longest_deadline_ms", "longest_inference_s", "longest_load_s", "drain_s"):
         if fields.has(name):
             found[name] = fields.number(name)
+    found["fronts"] = read_sections(fields)
     if fields.has("guard"):
         found["guard"] = _guard(fields)
     fields.done()
@@ -257,4 +282,10 @@ def _announce(server: PolicyServer, options: ServeOptions, as_json: bool) -> Non
     facts = {"ready": version, "endpoint": server.endpoint, "control": server.control_endpoint}
     facts |= {"engine": options.engine, "store": str(options.store)}
     text = f"ready: {version} on {server.endpoint}, control {server.control_endpoint}, engine {options.engine}"
+    if server.gr00t_endpoint:
+        facts["gr00t"] = server.gr00t_endpoint
+        text += f", GR00T on {server.gr00t_endpoint}"
+    if server.openpi_port:
+        facts["openpi"] = server.openpi_port
+        text += f", openpi on 127.0.0.1:{server.openpi_port}"
     typer.echo(json.dumps(facts) if as_json else text)

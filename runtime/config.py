@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from hotpolicy.runtime import endpoint as endpoints
 from hotpolicy.runtime.errors import ConfigError
+from hotpolicy.runtime.fronts.settings import Gr00tSettings, OpenpiSettings
 from hotpolicy.runtime.wire import Caps
 
 
@@ -23,6 +24,8 @@ class ServeConfig:
     longest_load_s: float = 600.0  # likewise for the warm-up and for loading anew: a large model may take minutes
     drain_s: float = 5.0  # time for waiting requests after SIGTERM
     metrics_port: int | None = None  # Prometheus on 127.0.0.1; None: off
+    gr00t: Gr00tSettings | None = None  # a socket for GR00T's clients; None: off
+    openpi: OpenpiSettings | None = None  # a port for openpi's clients; None: off
     caps: Caps = field(default_factory=Caps)  # the most a peer may send in one message
 
     def __post_init__(self) -> None:

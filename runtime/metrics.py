@@ -123,6 +123,13 @@ class _Collector:
         for outcome, number in stats["counts"].items():
             requests.add_metric([outcome], number)
         yield requests
+        others = CounterMetricFamily(
+            "hotpolicy_front_requests", "Requests of other runtimes' clients", labels=["front", "outcome"]
+        )
+        for front, counts in stats["fronts"].items():
+            for outcome, number in counts.items():
+                others.add_metric([front, outcome], number)
+        yield others
         latency = GaugeMetricFamily(
             "hotpolicy_latency_ms", "Latency over recent requests", labels=["phase", "quantile"]
         )

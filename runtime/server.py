@@ -25,6 +25,8 @@ from hotpolicy.runtime.desk import Desk
 from hotpolicy.runtime.envelope import one_line
 from hotpolicy.runtime.errors import EngineFault
 from hotpolicy.runtime.fronts import Front
+from hotpolicy.runtime.fronts.gr00t import Gr00t
+from hotpolicy.runtime.fronts.openpi import Openpi
 from hotpolicy.runtime.fronts.operators import Control, Operators
 from hotpolicy.runtime.fronts.robots import Robots
 from hotpolicy.runtime.inference import Inference, Slot
@@ -47,6 +49,7 @@ class PolicyServer:
     def __init__(self, config: ServeConfig, slot: Slot, control: Control, notifier: Notifier | None = None):
         self.config = config
         self.endpoint, self.control_endpoint = config.endpoint, config.control  # with their ports once started
+        self.gr00t_endpoint, self.openpi_port = "", 0  # of other runtimes' clients, likewise; empty: off
         self.meter = Meter()
         self._notifier = notifier or Notifier()
         self._life = Life(self._told)
@@ -64,6 +67,8 @@ class PolicyServer:
         self._left_behind: list[threading.Thread] = []
         self._cleanup = contextlib.ExitStack()
         self._exposition: Exposition | None = None
+        self._gr00t: Gr00t | None = None
+        self._openpi: Openpi | None = None
         self._started_at = now()
 
     @property
@@ -93,6 +98,15 @@ class PolicyServer:
             self._operators = Operators(self._socket(stack, context), self._desk, self._control)
             self.endpoint = self._robots.router.bind("endpoint", self.config.endpoint)
             self.control_endpoint = self._operators.router.bind("control", self.config.control)
+            self._fronts: list[Front] = [self._operators, self._robots]
+            if self.config.gr00t:
+                self._gr00t = Gr00t(self._socket(stack, context), self._desk, self.config.gr00t)
+                self.gr00t_endpoint = self._gr00t.router.bind("gr00t", self.config.gr00t.endpoint)
+                self._fronts.append(self._gr00t)
+            if self.config.openpi:
+                self._openpi = Openpi(self._desk, self.config.openpi)
+                self.openpi_port = self._openpi.start()
+                stack.callback(self._openpi.close)
             if self.config.metrics_port is not None:
                 self._exposition = Exposition(self.config.metrics_port, self.stats)
                 stack.callback(self._exposition.close)
@@ -168,12 +182,14 @@ class PolicyServer:
     def stats(self) -> dict[str, Any]:
         """What `stats` answers: plain values only."""
         roles = {role: getattr(self._slot, role, None) for role in ("live", "previous", "staged")}
+        fronts = {"gr00t": self._gr00t, "openpi": self._openpi}
         return {
             "state": self.state,
             "restarts": self._life.restarts,
             "uptime_s": now() - self._started_at,
             "resident_bytes": resident_bytes(),
             "counts": self.meter.counts(),
+            "fronts": {name: front.meter.counts() for name, front in fronts.items() if front},
             "latency_ms": self.meter.latency_ms(),
             "waiting": self._inference.waiting(),
             "sessions": self._inference.active_sessions(),
@@ -201,7 +217,7 @@ class PolicyServer:
             self._life.fail(f"{threading.current_thread().name}: {one_line(str(error))}")
 
     def _receive(self) -> None:
-        fronts: dict[int, Front] = {front.router.fd: front for front in (self._operators, self._robots)}
+        fronts = {front.router.fd: front for front in self._fronts}
         poller = select.poll()
         for descriptor in (self._bell.fd, *fronts):
             poller.register(descriptor, select.POLLIN)
