@@ -18,6 +18,7 @@ except ModuleNotFoundError as error:  # the thin install of a robot client has n
 from hotpolicy.launch import console
 from hotpolicy.launch.calibrate import calibrate
 from hotpolicy.launch.demo import demo
+from hotpolicy.launch.deployment import deploy
 from hotpolicy.launch.doctor import doctor
 from hotpolicy.launch.export import export
 from hotpolicy.launch.finetune import finetune
@@ -88,6 +89,7 @@ VERBS = (
 )
 for verb in VERBS:
     app.command()(verb)
+app.add_typer(deploy, name="deploy")
 app.command("import")(import_policy)  # no function can have this name
 
 
