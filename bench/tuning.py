@@ -73,7 +73,7 @@ def run(rounds: int, steps: int) -> dict[str, Any]:
             "cpu_ms": statistics.median(cpu[name]),
             "fastest_cpu_ms": min(cpu[name]),
             "full_over_this": full / statistics.median(cpu[name]),
-            "trained": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+            "trained": sum(p.numel() for p in trainer.learner.model.parameters() if p.requires_grad),
             "cache_mb": trainer.cache_mb,
         }
         for name, (trainer, _) in subjects.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hotpolicy.finetune.held_out import Figures
@@ -27,6 +27,18 @@ class Evaluation:
             "step": self.step,
             **{side: {name: of.to_dict() for name, of in figures.items()} for side, figures in sides.items()},
         }
+
+    def exactly(self) -> dict[str, Any]:
+        """As `to_dict`, and nothing is rounded: `Evaluation.read` gives the same again."""
+        sides = {"new": self.new, "old": self.old}
+        parts = {side: {name: asdict(of) for name, of in figures.items()} for side, figures in sides.items()}
+        return {"step": self.step, **parts}
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> Evaluation:
+        """Raises KeyError or TypeError for what `exactly` did not write."""
+        sides = ({name: Figures(**of) for name, of in data[side].items()} for side in ("new", "old"))
+        return cls(data["step"], *sides)
 
 
 @dataclass(slots=True)

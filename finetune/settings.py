@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from hotpolicy.runtime.errors import ConfigError
 
 Caching = Literal["auto", "require", "off"]
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, slots=True)
 class TuneConfig:
     """Raises ConfigError naming the field when a value is not allowed."""
 
-    strategy: str = "expert"  # heads, expert, top-N, full or progressive
+    strategy: str = "expert"  # one of strategy.NAMES
     steps: int = 450
     rate: float | None = None  # peak learning rate; None: the strategy's own
-    batch: int = 32  # frames
+    batch: int = 32  # frames of an optimiser step
+    accumulate: int = 1  # parts a batch is computed in, one after another, where memory is short
+    recompute: bool = False  # activations of layers are not kept but computed again on the way back
+    precision: Precision = "fp32"  # bf16: matrix products under autocast; what learns, and its average, stay in fp32
     draws: int = 4  # of noise and time per frame
+    lora_rank: int = 8
+    lora_alpha: float = 16.0  # adapters count alpha / rank times
     replay: float = 0.5  # share of every batch taken from old tasks
     warmup: int = 20  # steps
     floor: float = 0.05  # of the peak rate, where the cosine ends
@@ -43,8 +49,11 @@ class TuneConfig:
                 raise ConfigError(f"{name}: expected a number from {low:g} to {high:g}, got {value!r}")
             if number and name in _WHOLE and value != int(value):
                 raise ConfigError(f"{name}: expected a whole number, got {value!r}")
-        if self.caching not in ("auto", "require", "off"):
-            raise ConfigError(f"caching: expected auto, require or off, got {self.caching!r}")
+        for name, allowed in (("caching", get_args(Caching)), ("precision", get_args(Precision))):
+            if (value := getattr(self, name)) not in allowed:
+                raise ConfigError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+        if self.accumulate > self.batch:
+            raise ConfigError(f"accumulate: expected at most {self.batch}, the batch, got {self.accumulate}")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -61,6 +70,9 @@ _BOUNDS = (
     ("steps", 1, 10_000_000),
     ("rate", 1e-9, 1.0),
     ("batch", 1, 65_536),
+    ("accumulate", 1, 65_536),
+    ("lora_rank", 1, 4096),
+    ("lora_alpha", 1e-3, 1e5),
     ("draws", 1, 64),
     ("replay", 0.0, 0.95),
     ("warmup", 0, 1_000_000),
@@ -75,4 +87,7 @@ _BOUNDS = (
     ("cache_bytes", 0, 1 << 50),
     ("seed", 0, 2**63 - 1),
 )
-_WHOLE = {"steps", "batch", "draws", "warmup", "evaluate_every", "watched", "patience", "cache_bytes", "seed"}
+_WHOLE = {
+    "steps", "batch", "accumulate", "lora_rank", "draws", "warmup", "evaluate_every", "watched", "patience",
+    "cache_bytes", "seed",
+}  # fmt: skip

@@ -7,7 +7,8 @@ It knows nothing of files, versions or robots.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -15,14 +16,15 @@ from torch import Tensor
 
 from hotpolicy.finetune.cache import CachedPrefixes, ComputedPrefixes, Prefixes, cache_bytes
 from hotpolicy.finetune.curves import ByTask, Curves, Evaluation
-from hotpolicy.finetune.ema import Ema
 from hotpolicy.finetune.frames import Frames, concatenate
-from hotpolicy.finetune.held_out import HeldOut, badness
+from hotpolicy.finetune.held_out import HeldOut
+from hotpolicy.finetune.keeper import Keeper
+from hotpolicy.finetune.learner import Learner
 from hotpolicy.finetune.lessons import Lessons
 from hotpolicy.finetune.settings import TuneConfig
+from hotpolicy.finetune.snapshot import Snapshot
 from hotpolicy.finetune.strategy import Stage, strategy
 from hotpolicy.runtime.clock import now
-from hotpolicy.runtime.engine.torch_weights import apply_delta
 from hotpolicy.runtime.errors import TuningError
 from hotpolicy.runtime.messages import RobotSpec
 from hotpolicy.runtime.model.vla import Vla, sample_times
@@ -51,7 +53,7 @@ class Outcome:
     step: int  # whose weights these are
     chosen_by: str
     steps: int  # done
-    stopped: str  # "steps", "patience" or "seconds"
+    stopped: str  # "steps", "patience", "seconds", or "stage": the next stage was not earned
     seconds: float
     cache_mb: float  # of K/V kept; 0: none
     notes: tuple[str, ...]
@@ -66,7 +68,8 @@ class Trainer:
         self.config = config
         self.strategy = strategy(config.strategy, parent)
         self.peak = config.rate or self.strategy.rate
-        self.parent, self.model = parent, apply_delta(parent, {})  # frozen parts stay the parent's
+        self.learner = Learner(parent, self.strategy.stages, config)
+        self.learner.model.recompute = config.recompute
         parts = [Frames.encode(part, transforms) for part in (lessons.new, lessons.old) if part is not None]
         self.frames, self.new = concatenate(parts), len(parts[0])
         self.replayed = round(config.batch * config.replay) if len(parts) > 1 else 0
@@ -80,6 +83,10 @@ class Trainer:
         }
         self.notes: list[str] = []
         self.curves = Curves()
+        self.done = 0  # steps
+        self.stage = self.strategy.stages[0]
+        self._entered = [[0, 0]]  # stages, by index, and the step before which each was
+        self._seconds = 0.0
         self._random = torch.Generator().manual_seed(config.seed)
         self._outcome: Outcome | None = None
         self.cache_mb = 0.0  # of K/V kept in this stage
@@ -92,64 +99,97 @@ class Trainer:
             raise TuningError("the tuning run has not finished")
         return self._outcome
 
-    def run(self) -> Iterator[Progress]:
-        """One Progress per step, and one before the first. Raises TuningError when the loss is not finite."""
-        config, started, stopped, done = self.config, now(), "steps", 0
-        self._enter(self.strategy.stage_at(0.0), 0)
-        self._ema = Ema(self.model, config.ema)
-        best = self._evaluate(0)
-        yield self._progress(0, math.nan, started, best)
-        keeper = _Keeper(config.patience, best)
-        for step in range(config.steps):
-            stage = self.strategy.stage_at(step / config.steps)
+    def run(self, begin: Snapshot | None = None) -> Iterator[Progress]:
+        """One Progress per step, and one before the first. With a snapshot of this same run it goes on after that,
+        and ends as it would have ended. Raises TuningError when the loss is not finite."""
+        config, started, stopped = self.config, now(), "steps"
+        if begin:
+            self._restore(begin)
+            started -= begin.facts["seconds"]
+        else:
+            self._choose_prefixes()
+            self._keeper = Keeper(config.patience, self._evaluate(0))
+        yield self._progress(math.nan, started, self.curves.evaluations[-1])
+        while self.done < config.steps:
+            stage = self.strategy.stage_at(self.done / config.steps)
             if stage is not self.stage:
-                self._enter(stage, step)
-                self._ema.follow(self.model)
-            loss = self._step(step)
-            done = step + 1
+                if not self._keeper.earned_next_stage():
+                    stopped = "stage"
+                    self.notes.append(f"{self.stage.name} made nothing better: {stage.name} was not entered")
+                    break
+                self._enter(stage, self.done)
+                self._choose_prefixes()
+            loss = self._step(self.done)
+            self.done += 1
             self.curves.train.append(loss)
-            due = done % config.evaluate_every == 0 or done == config.steps
-            evaluation = self._evaluate(done) if due else None
-            yield self._progress(done, loss, started, evaluation)
-            if evaluation and keeper.exhausted(evaluation, self._averages()):
+            evaluation = self._evaluate(self.done) if self._due(self.done) else None
+            if evaluation:
+                self._keeper.see(evaluation, self.learner.averages())
+            self._seconds = now() - started
+            yield self._progress(loss, started, evaluation)
+            if self._keeper.exhausted:
                 stopped = "patience"
                 break
-            if config.seconds is not None and now() - started > config.seconds and done < config.steps:
+            if config.seconds is not None and self._seconds > config.seconds and self.done < config.steps:
                 stopped = "seconds"
-                self.notes.append(f"stopped after {config.seconds:g} s, {done} of {config.steps} steps done")
+                self.notes.append(f"stopped after {config.seconds:g} s, {self.done} of {config.steps} steps done")
                 break
-        self._finish(keeper, done, stopped, now() - started)
+        self._finish(stopped, now() - started)
+
+    def snapshot(self) -> Snapshot:
+        """All that the rest of the run depends on; between two steps."""
+        facts = {
+            "step": self.done,
+            "seconds": self._seconds,
+            "entered": self._entered,
+            "notes": self.notes,
+            "keeper": self._keeper.facts(),
+            "train": self.curves.train,
+            "evaluations": [evaluation.exactly() for evaluation in self.curves.evaluations],
+        }
+        tensors = {"random": self._random.get_state()}
+        tensors |= {f"learner/{name}": value for name, value in self.learner.state().items()}
+        tensors |= {f"kept/{name}": value for name, value in self._keeper.weights.items()}
+        return Snapshot(facts, tensors)
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        facts, tensors = snapshot.facts, snapshot.tensors
+        try:
+            for index, step in facts["entered"][1:]:
+                self._enter(self.strategy.stages[index], step)
+            self.learner.restore(_under("learner/", tensors))
+            self._random.set_state(tensors["random"])
+            self.curves.train = list(facts["train"])
+            self.curves.evaluations = [Evaluation.read(data) for data in facts["evaluations"]]
+            first = self.curves.evaluations[0]
+            self._keeper = Keeper(self.config.patience, first, weights=_under("kept/", tensors), **facts["keeper"])
+            self.done, self._seconds, notes = snapshot.step, facts["seconds"], list(facts["notes"])
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise TuningError(f"training checkpoint: expected what a run of these settings wrote: {error}") from error
+        self._choose_prefixes()
+        self.notes = notes
 
     def _enter(self, stage: Stage, step: int) -> None:
-        """Set free what this stage trains, with its own copy of it, and choose where prefixes come from."""
         self.stage = stage
-        learning = stage.learning(self.model)
-        fresh: dict[float, list[Tensor]] = {}
-        for name, parameter in self.model.named_parameters():
-            if name in learning and not parameter.requires_grad:
-                parameter.data = parameter.data.clone()
-                parameter.requires_grad_(True)
-                fresh.setdefault(learning[name], []).append(parameter)
-        groups = [
-            {"params": members, "multiple": multiple, "since": step, "lr": 0.0} for multiple, members in fresh.items()
-        ]
-        if step == 0:
-            self._optimiser = torch.optim.AdamW(groups, weight_decay=self.config.decay, betas=(0.9, 0.95))
-        else:
-            for group in groups:
-                self._optimiser.add_param_group(group)
-        self._learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self._choose_prefixes()
+        self.learner.enter(stage, step)
+        self._entered.append([self.strategy.stages.index(stage), step])
+
+    def _due(self, done: int) -> bool:
+        """Whether to evaluate after so many steps: now and then, at the end, and where a stage ends."""
+        if done % self.config.evaluate_every == 0 or done == self.config.steps:
+            return True
+        return self.strategy.stage_at(done / self.config.steps) is not self.stage
 
     def _choose_prefixes(self) -> None:
-        self._prefixes: Prefixes = ComputedPrefixes(self.model, self.frames)
+        """Where prefixes come from: computed once where they cannot change and have room, else at every step."""
+        config, model = self.config, self.learner.model
+        self._prefixes: Prefixes = ComputedPrefixes(model, self.frames)
         self._kept: dict[str, Prefixes] = {}
-        self.cache_mb, config = 0.0, self.config
+        self.cache_mb = 0.0
         if not self.stage.frozen_prefix or config.caching == "off":
             return
         needed = sum(
-            cache_bytes(self.model, frames)
-            for frames in (self.frames, *(held.frames for held in self.watched.values()))
+            cache_bytes(model, frames) for frames in (self.frames, *(held.frames for held in self.watched.values()))
         )
         if needed > config.cache_bytes:
             text = f"prefix cache: {needed / 1e6:.0f} MB needed, {config.cache_bytes / 1e6:.0f} MB allowed"
@@ -157,32 +197,34 @@ class Trainer:
                 raise TuningError(text)
             self.notes.append(f"{text}: prefixes are computed anew at every step")
             return
-        self._prefixes = CachedPrefixes(self.model, self.frames)
-        self._kept = {side: CachedPrefixes(self.model, held.frames) for side, held in self.watched.items()}
+        with self._computing():
+            self._prefixes = CachedPrefixes(model, self.frames)
+            self._kept = {side: CachedPrefixes(model, held.frames) for side, held in self.watched.items()}
         self.cache_mb = needed / 1e6
 
+    def _computing(self) -> AbstractContextManager[object]:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16")
+
     def _step(self, step: int) -> float:
-        config = self.config
-        rate = self._schedule(step)
-        for group in self._optimiser.param_groups:
-            warm = min(1.0, (step - group["since"] + 1) / max(1, config.warmup))
-            group["lr"] = rate * group["multiple"] * warm
+        config, model = self.config, self.learner.model
         rows = self._rows()
-        state, actions = self.frames.state[rows], self.frames.actions[rows]
-        noise = torch.randn((len(rows), config.draws, *actions.shape[1:]), generator=self._random)
+        noise = torch.randn((len(rows), config.draws, *self.frames.actions.shape[1:]), generator=self._random)
         times = sample_times((len(rows), config.draws), self._random)
-        loss = self.model.flow_loss(self._prefixes.take(rows), state, actions, noise, times).mean()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self._learning, config.clip)
-        value = loss.item()
-        if not (math.isfinite(value) and math.isfinite(norm.item())):
-            raise TuningError(f"step {step + 1}: expected a finite loss and gradient, got {value:g} and {norm:g}")
-        self._optimiser.step()
-        self._optimiser.zero_grad(set_to_none=True)
-        self._ema.update(self.model)
+        value = 0.0
+        for part in torch.arange(len(rows)).tensor_split(config.accumulate):  # drawn before: parts change no result
+            chosen = rows[part]
+            state, actions = self.frames.state[chosen], self.frames.actions[chosen]
+            with self._computing():
+                loss = model.flow_loss(self._prefixes.take(chosen), state, actions, noise[part], times[part])
+            share = loss.float().mean() * (len(part) / len(rows))
+            share.backward()
+            value += share.item()
+        if not math.isfinite(value):
+            raise TuningError(f"step {step + 1}: expected a finite loss, got {value:g}")
+        self.learner.update(step, self._rate(step))
         return value
 
-    def _schedule(self, step: int) -> float:
+    def _rate(self, step: int) -> float:
         cosine = (1 + math.cos(math.pi * step / self.config.steps)) / 2
         return self.peak * (self.config.floor + (1 - self.config.floor) * cosine)
 
@@ -195,30 +237,32 @@ class Trainer:
 
     def _evaluate(self, step: int) -> Evaluation:
         """Of the averaged weights, which are what would be published."""
-        model = self._ema.model
-        sides: dict[str, ByTask] = {
-            side: held.measure(model, self._kept.get(side) or ComputedPrefixes(model, held.frames))
-            for side, held in self.watched.items()
-        }
+        model = self.learner.averaged
+        with self._computing():
+            sides: dict[str, ByTask] = {
+                side: held.measure(model, self._kept.get(side) or ComputedPrefixes(model, held.frames))
+                for side, held in self.watched.items()
+            }
         evaluation = Evaluation(step, sides.get("new", {}), sides.get("old", {}))
         self.curves.evaluations.append(evaluation)
         return evaluation
 
-    def _progress(self, step: int, loss: float, started: float, evaluation: Evaluation | None) -> Progress:
-        note = "; ".join(self.notes) if step == 0 else ""
-        rate = self._schedule(max(0, step - 1))
+    def _progress(self, loss: float, started: float, evaluation: Evaluation | None) -> Progress:
+        step, note = self.done, "; ".join(self.notes) if math.isnan(loss) else ""
+        rate = self._rate(max(0, step - 1))
         return Progress(step, self.config.steps, self.stage.name, loss, rate, now() - started, evaluation, note)
 
-    def _finish(self, keeper: _Keeper, done: int, stopped: str, seconds: float) -> None:
-        step, chosen_by = done, "the last step"
-        if keeper.patience is not None:
+    def _finish(self, stopped: str, seconds: float) -> None:
+        keeper, done = self._keeper, self.done
+        step, chosen_by, weights = done, "the last step", None
+        if self.config.patience is not None or stopped == "stage":
             step, chosen_by = keeper.step, "held-out loss and action error, new and old tasks in equal parts"
-            if step < done:
-                self._ema.model.load_state_dict(keeper.weights, strict=False)
+            weights = keeper.weights if step < done else None
+        model, learned = self.learner.finish(weights)
         self.curves.chosen = step
         self._outcome = Outcome(
-            model=self._ema.model,
-            learned=tuple(self._averages()),
+            model=model,
+            learned=learned,
             curves=self.curves,
             step=step,
             chosen_by=chosen_by,
@@ -229,11 +273,6 @@ class Trainer:
             notes=tuple(self.notes),
         )
 
-    def _averages(self) -> dict[str, Tensor]:
-        """The averaged weights of what has been trained so far."""
-        averages = self._ema.model.state_dict()
-        return {name: averages[name] for name, raw in self.model.named_parameters() if raw.requires_grad}
-
     def _check_data(self) -> None:
         if self.config.patience is not None and "new" not in self.watched:
             raise TuningError("patience: expected held-out episodes to watch, got none")
@@ -241,23 +280,5 @@ class Trainer:
             self.notes.append("nothing to replay: old tasks may be forgotten")
 
 
-class _Keeper:
-    """Remembers the best weights of a run and how long ago they were."""
-
-    def __init__(self, patience: int | None, first: Evaluation):
-        self.patience, self.first = patience, first
-        self.score, self.step, self.waited = math.inf, 0, 0
-        self.weights: dict[str, Tensor] = {}
-
-    def exhausted(self, evaluation: Evaluation, weights: dict[str, Tensor]) -> bool:
-        if self.patience is None:
-            return False
-        score = badness(self.first.new, evaluation.new)
-        if evaluation.old:
-            score = (score + badness(self.first.old, evaluation.old)) / 2
-        if score < self.score:
-            self.score, self.step, self.waited = score, evaluation.step, 0
-            self.weights = {name: value.clone() for name, value in weights.items()}
-            return False
-        self.waited += 1
-        return self.waited >= self.patience
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

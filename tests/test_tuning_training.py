@@ -130,7 +130,7 @@ def test_a_run_that_diverges_ends_and_leaves_nothing() -> None:
     running = trainer.run()
     next(running), next(running)
     with torch.no_grad():
-        trainer.model.action_out_proj.bias.fill_(torch.nan)
+        trainer.learner.model.action_out_proj.bias.fill_(torch.nan)
     with pytest.raises(TuningError, match="step 2: expected a finite loss"):
         next(running)
     with pytest.raises(TuningError, match="has not finished"):
@@ -188,9 +188,11 @@ def test_figures_are_in_degrees_and_percent_whatever_the_units() -> None:
     assert figures.error_percent == pytest.approx((error[1] / 1.8 + error[2] * 100) / 2, rel=1e-4)  # of 180 m, and of 1
 
 
-@pytest.mark.parametrize("name", ["everything", "top-0", "top-4", "top-", "lora"])
+@pytest.mark.parametrize("name", ["everything", "top-0", "top-4", "top-", "lora-top"])
 def test_unknown_strategies_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="strategy: expected one of heads, expert, top-N, full, progressive"):
+    with pytest.raises(
+        ConfigError, match="strategy: expected one of heads, expert, lora, lora-expert, top-N, full, progressive"
+    ):
         strategy(name, parent_model())
 
 

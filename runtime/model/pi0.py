@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
@@ -131,7 +131,7 @@ class SiglipLayer(nn.Module):
 
 
 class SiglipTower(nn.Module):
-    """(batch, 3, size, size) in [-1, 1] -> (batch, tokens, width)."""
+    """(batch, 3, size, size) in [-1, 1] -> (batch, tokens, width). `run` runs a layer: see `Vla.layer`."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
@@ -140,11 +140,11 @@ class SiglipTower(nn.Module):
         self.layers = nn.ModuleList(SiglipLayer(config) for _ in range(config.layers))
         self.post_layernorm = nn.LayerNorm(config.width, eps=1e-6)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, run: Callable[..., Tensor] = nn.Module.__call__) -> Tensor:
         x = self.patch_embedding(image).flatten(2).transpose(1, 2) + self.position_embedding
         x = x.to(self.post_layernorm.weight.dtype)
         for layer in self.layers:
-            x = layer(x)
+            x = run(layer, x)
         return self.post_layernorm(x)
 
 
@@ -161,7 +161,7 @@ class ConvStem(nn.Module):
         start = F.pad(waves, (0, config.width - waves.shape[1])) * 0.5
         self.position_embedding = nn.Parameter(start + torch.randn(config.tokens, config.width) * 0.02)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, run: Callable[..., Tensor] = nn.Module.__call__) -> Tensor:
         x = F.relu(self.conv1(image.contiguous(memory_format=torch.channels_last)))
         x = self.conv3(F.relu(self.conv2(x)))
         return x.flatten(2).transpose(1, 2) + self.position_embedding
@@ -270,6 +270,33 @@ class GemmaLayer(nn.Module):
         self.post_attention_layernorm = norm(config.width)
         self.mlp = FeedForward(config)
 
+    def read(
+        self, hidden: Tensor, rotation: tuple[Tensor, Tensor], visible: Tensor, last: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The layer on a prefix: its keys, its values, and what the next layer reads (of the last one, its input)."""
+        x, _ = self.input_layernorm(hidden)
+        key, value = self.self_attn.key_value(x, rotation)
+        if last:
+            return key, value, hidden
+        attended = self.self_attn.attend(self.self_attn.query(x, rotation), key, value, visible)
+        return key, value, self.finish(hidden, attended)
+
+    def act(
+        self,
+        x: Tensor,
+        held: tuple[Tensor, Tensor],
+        memory: Memory,
+        before: Modulation | None,
+        after: Modulation | None,
+    ) -> Tensor:
+        """The layer on a chunk's actions (batch, draws, horizon, width), which see what is `held` and each other."""
+        y, gate = self.input_layernorm(x, before)
+        y = y.flatten(1, 2)
+        query = self.self_attn.query(y, memory.rotation)
+        key, value = map(_joined, held, self.self_attn.key_value(y, memory.rotation), (memory.room,) * 2)
+        attended = self.self_attn.attend(query, key, value, memory.visible)
+        return self.finish(x, attended.view_as(x), gate, after)
+
     def finish(self, x: Tensor, attended: Tensor, gate: Tensor | None = None, time: Modulation | None = None) -> Tensor:
         """The residual around attention, then the feed-forward half."""
         x = _residual(x, attended, gate)
@@ -332,7 +359,8 @@ class Pi0(Vla):
         """(batch, cameras, height, width, 3) uint8 -> (batch, cameras, tokens, language width), zeros for cameras
         that are not `present` (batch, cameras) bool."""
         chosen = images.flatten(0, 1) if present is None else images[present]
-        features = self.vision(chosen.permute(0, 3, 1, 2).to(self.vision.position_embedding.dtype) / 127.5 - 1)
+        pixels = chosen.permute(0, 3, 1, 2).to(self.vision.position_embedding.dtype) / 127.5 - 1
+        features = self.vision(pixels, self.layer)
         if self.projector is not None:
             features = self.projector(features)
         if present is None:
@@ -351,14 +379,12 @@ class Pi0(Vla):
         rotation = _rotation(mask.cumsum(1) - 1, self.config.language.head_dim)
         visible = mask[:, None, None, :]
         keys, values = [], []
-        for layer in _layers(self.language):
-            x, _ = layer.input_layernorm(hidden)
-            key, value = layer.self_attn.key_value(x, rotation)
+        for index, layer in enumerate(_layers(self.language), start=1):
+            last = index == len(self.language)
+            key, value, after = self.layer(layer.read, hidden, rotation, visible, last)
             keys.append(key)
             values.append(value)
-            if len(keys) < len(self.language):
-                attended = layer.self_attn.attend(layer.self_attn.query(x, rotation), key, value, visible)
-                hidden = layer.finish(hidden, attended)
+            hidden = hidden if last else after
         return Prefix(tuple(keys), tuple(values), mask), hidden
 
     # ── expert ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -436,12 +462,7 @@ class Pi0(Vla):
         for layer, held, (before, after) in zip(
             _layers(self.expert), zip(memory.keys, memory.values, strict=True), norms, strict=True
         ):
-            y, gate = layer.input_layernorm(x, before)
-            y = y.flatten(1, 2)
-            query = layer.self_attn.query(y, memory.rotation)
-            key, value = map(_joined, held, layer.self_attn.key_value(y, memory.rotation), (memory.room,) * 2)
-            attended = layer.self_attn.attend(query, key, value, memory.visible)
-            x = layer.finish(x, attended.view_as(x), gate, after)
+            x = self.layer(layer.act, x, held, memory, before, after)
         x, _ = self.expert_norm(x, moment.last)
         return self.action_out_proj(x.to(self.action_out_proj.weight.dtype))
 

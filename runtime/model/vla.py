@@ -6,13 +6,16 @@ A family is one file with one subclass of `Vla`, and a line in FAMILIES. Loading
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hotpolicy.runtime.model.guided import Promise
+
+R = TypeVar("R")
 
 
 class VlaConfig(Protocol):
@@ -43,6 +46,7 @@ class Vla(nn.Module, ABC):
 
     family: ClassVar[str]  # as manifests spell it
     config: Any  # VlaConfig
+    recompute = False  # in training: a layer's activations are computed again on the way back, not kept
 
     @classmethod
     @abstractmethod
@@ -87,6 +91,13 @@ class Vla(nn.Module, ABC):
         target = noise - actions[:, None]
         predicted = self.velocity(prefix, state, at * noise + (1 - at) * actions[:, None], t)
         return (predicted - target).pow(2).mean((2, 3))
+
+    def layer(self, function: Callable[..., R], *args: Any) -> R:
+        """Run one layer; where gradients are wanted, in the way `recompute` says."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return function(*args)
+        result: R = checkpoint(function, *args, use_reentrant=False)
+        return result
 
     def idle(self) -> frozenset[str]:
         """Names of parameters without any effect on the actions: never trained."""

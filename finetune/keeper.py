@@ -1,0 +1,55 @@
+"""Which weights of a run are the best so far, and whether to go on: pure decisions over held-out figures."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from hotpolicy.finetune.curves import Evaluation
+from hotpolicy.finetune.held_out import badness
+
+GAIN = 0.01  # of the logarithmic score: a stage that made the best one per cent better has earned the next
+
+
+def score(first: Evaluation, now: Evaluation) -> float:
+    """Lower is better: new and old tasks in equal parts, against what they were before tuning."""
+    new = badness(first.new, now.new)
+    return (new + badness(first.old, now.old)) / 2 if now.old else new
+
+
+@dataclass
+class Keeper:
+    """`see` every evaluation, in order. Without held-out figures of new tasks it keeps nothing."""
+
+    patience: int | None  # evaluations without improvement before a run is exhausted; None: never
+    first: Evaluation
+    best: float = math.inf
+    step: int = 0  # of the best
+    waited: int = 0  # evaluations since
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    at_entry: float = math.inf  # the best when the present stage was entered
+
+    @property
+    def exhausted(self) -> bool:
+        return self.patience is not None and self.waited >= self.patience
+
+    def see(self, evaluation: Evaluation, weights: dict[str, Tensor]) -> None:
+        if not evaluation.new:
+            return
+        found = score(self.first, evaluation)
+        if found < self.best:
+            self.best, self.step, self.waited = found, evaluation.step, 0
+            self.weights = {name: value.clone() for name, value in weights.items()}
+        else:
+            self.waited += 1
+
+    def facts(self) -> dict[str, float | int]:
+        return {name: getattr(self, name) for name in ("best", "step", "waited", "at_entry")}
+
+    def earned_next_stage(self) -> bool:
+        """Whether the stage that ends made something better; without held-out figures, always."""
+        gained = math.isinf(self.best) or self.best < min(self.at_entry, 0.0) - GAIN
+        self.at_entry = self.best
+        return gained

@@ -1,0 +1,122 @@
+"""The weights that learn: what of a model is free, its optimiser, and its average, which is what gets published.
+
+It knows no data, no stages' order and no files. A frozen parameter costs nothing here: it is the parent's own, without
+gradient, optimiser state or copy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hotpolicy.finetune import lora
+from hotpolicy.finetune.ema import Ema
+from hotpolicy.finetune.settings import TuneConfig
+from hotpolicy.finetune.strategy import Stage
+from hotpolicy.runtime.engine.torch_weights import apply_delta
+from hotpolicy.runtime.errors import TuningError
+from hotpolicy.runtime.model.vla import Vla
+
+State = dict[str, Tensor]
+
+
+class Learner:
+    def __init__(self, parent: Vla, stages: Sequence[Stage], config: TuneConfig):
+        """Enters the first stage. Raises ConfigError for a rank that a layer does not have."""
+        self.model = apply_delta(parent, {})
+        self.config = config
+        layers = dict.fromkeys(name for stage in stages for name in stage.layers(self.model))
+        random = torch.Generator().manual_seed(config.seed)
+        lora.attach(self.model, layers, config.lora_rank, config.lora_alpha, random)
+        groups = self._set_free(stages[0], 0)
+        self._optimiser = torch.optim.AdamW(groups, weight_decay=config.decay, betas=(0.9, 0.95))
+        self._ema = Ema(self.model, config.ema)
+
+    @property
+    def averaged(self) -> Vla:
+        """The model of averaged weights; it shares what is frozen."""
+        return self._ema.model
+
+    def free(self) -> dict[str, Tensor]:
+        """Name -> parameter, of all that learns."""
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def averages(self) -> State:
+        """The averaged weights of all that learns, by name."""
+        averages = self.averaged.state_dict()
+        return {name: averages[name] for name in self.free()}
+
+    def enter(self, stage: Stage, step: int) -> None:
+        """Set free what this stage trains too. What was free before stays so."""
+        for group in self._set_free(stage, step):
+            self._optimiser.add_param_group(group)
+        self._ema.follow(self.model)
+
+    def _set_free(self, stage: Stage, step: int) -> list[dict[str, Any]]:
+        """What is set free gets its own copy, in fp32 -> groups for the optimiser, one for each rate."""
+        learning = stage.learning(self.model)
+        fresh: dict[float, list[Tensor]] = {}
+        for name, parameter in self.model.named_parameters():
+            if name in learning and not parameter.requires_grad:
+                parameter.data = parameter.data.float().clone()
+                parameter.requires_grad_(True)
+                fresh.setdefault(learning[name], []).append(parameter)
+        return [
+            {"params": members, "multiple": multiple, "since": step, "lr": 0.0} for multiple, members in fresh.items()
+        ]
+
+    def update(self, step: int, rate: float) -> None:
+        """One step of the optimiser with the gradients there are. Raises TuningError when they are not finite."""
+        for group in self._optimiser.param_groups:
+            warm = min(1.0, (step - group["since"] + 1) / max(1, self.config.warmup))
+            group["lr"] = rate * group["multiple"] * warm
+        norm = torch.nn.utils.clip_grad_norm_(list(self.free().values()), self.config.clip).item()
+        if not math.isfinite(norm):
+            raise TuningError(f"step {step + 1}: expected a finite gradient, got {norm:g}")
+        self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
+        self._ema.update(self.model)
+
+    def finish(self, averages: Mapping[str, Tensor] | None = None) -> tuple[Vla, tuple[str, ...]]:
+        """The model to publish, of these averages or the present ones, and the names of the tensors that learned.
+        Adapters are folded into the layers they belong to. The learner has no further use."""
+        if averages:
+            self.averaged.load_state_dict(dict(averages), strict=False)
+        names = (lora.folded(name) if lora.is_adapter(name) else name for name in self.free())
+        learned = tuple(dict.fromkeys(names))
+        lora.fold(self.averaged)
+        return self.averaged, learned
+
+    # A run that goes on where it was.
+
+    def state(self) -> State:
+        """Weights, averages and the optimiser's memory of all that is free, by flat names."""
+        state: State = {"updates": torch.tensor(self._ema.updates)}
+        for name, parameter in self.free().items():
+            state[f"weights/{name}"] = parameter.detach()
+            state |= {f"{field}/{name}": value for field, value in self._optimiser.state[parameter].items()}
+        return state | {f"averages/{name}": value for name, value in self.averages().items()}
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """After the same stages were entered. Raises TuningError for a state of other parameters."""
+        averages, parts = self.averaged.state_dict(), dict[str, State]()
+        for key, value in state.items():
+            field, _, name = key.partition("/")
+            parts.setdefault(name, {})[field] = value
+        parts.pop("", None)  # what belongs to no parameter
+        if strange := sorted(set(parts) ^ set(self.free())):
+            raise TuningError(f"training checkpoint: {strange[0]} is not a part of both it and this run")
+        for name, parameter in self.free().items():
+            fields = parts[name]
+            try:
+                parameter.copy_(fields.pop("weights"))
+                averages[name].copy_(fields.pop("averages"))
+            except (KeyError, RuntimeError) as error:
+                raise TuningError(f"training checkpoint: {name} is missing or has another shape") from error
+            self._optimiser.state[parameter] = {field: value.clone() for field, value in fields.items()}
+        self._ema.updates = int(state["updates"])
