@@ -80,6 +80,12 @@ class Profile:
     endpoint: str  # the policy server's data socket
     control: str  # the policy server's control socket
     world: str | None  # the simulator's socket; None for an arm of metal
+    standby: tuple[str, ...] = ()  # data sockets of servers that are asked while that one gives no answer
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """Data sockets of the policy servers, the preferred one first."""
+        return (self.endpoint, *self.standby)
 
     @property
     def identity(self) -> str:
@@ -137,6 +143,9 @@ def load_profile(name: str | Path) -> Profile:
         endpoint=_endpoint(server, "endpoint"),
         control=_endpoint(server, "control"),
         world=_endpoint(fields, "world") if fields.has("world") else None,
+        standby=tuple(_socket(server, "standby", one) for one in server.texts("standby"))
+        if server.has("standby")
+        else (),
     )
     for part in (section, server, fields):
         part.done()
@@ -200,7 +209,10 @@ def _baudrate(arm: Fields, table: ArmTable) -> int:
 
 
 def _endpoint(fields: Fields, key: str) -> str:
-    value = fields.text(key)
+    return _socket(fields, key, fields.text(key))
+
+
+def _socket(fields: Fields, key: str, value: str) -> str:
     if not value.startswith(("tcp://", "ipc://")) or len(value) <= len("tcp://"):
         raise fields.error(key, "tcp://HOST:PORT or ipc:///PATH", value)
     return value

@@ -46,7 +46,13 @@ def run(
     boundary: Annotated[
         str, typer.Option(help="When this robot moves to a swapped version: at the next chunk, or episode.")
     ] = "chunk",
-    endpoint: Annotated[str | None, typer.Option(help="The server's data socket. Default: the profile's.")] = None,
+    endpoint: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The server's data socket; given again, one that is asked while those before it give no answer. "
+            "Default: the profile's."
+        ),
+    ] = None,
     record: Annotated[Path | None, typer.Option(help="Also record the episodes into this dataset folder.")] = None,
     teleop: Annotated[
         str | None,
@@ -66,7 +72,7 @@ def run(
         raise ConfigError(f"boundary: expected chunk or episode, got {boundary!r}")
     way = _chunking(chunking)
     profile, at = load_profile(robot), _boundary(boundary)
-    with PolicyClient(endpoint or profile.endpoint, timeout_s=deadline_ms / 1000, boundary=at) as client:
+    with PolicyClient(endpoint or profile.endpoints, timeout_s=deadline_ms / 1000, boundary=at) as client:
         require_fit(client.hello().spec, profile.spec)
         with Rig.open(profile) as rig:
             source = policy_source(rig, client, replan, way)

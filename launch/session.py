@@ -166,7 +166,7 @@ def attempt(
     from hotpolicy.runtime.client import PolicyClient
 
     wins = done = 0
-    with PolicyClient(rig.profile.endpoint) as client, ExitStack() as open_feeds:
+    with PolicyClient(rig.profile.endpoints) as client, ExitStack() as open_feeds:
         source = open_feeds.enter_context(taking_over(rig, policy_source(rig, client, replan=4), take_over))
         feeds = [Feed(corrections, when_full="wait" if rig.stepped else "fail")] if take_over else []
         for feed in feeds:

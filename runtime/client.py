@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ class _Asked:
 
     id: int
     deadline: Deadline
+    server: int
 
 
 class PolicyClient(Connection):
@@ -35,8 +37,16 @@ class PolicyClient(Connection):
     without a copy: leave an observation's arrays unchanged until it is answered.
     """
 
-    def __init__(self, endpoint: str, session: str | None = None, timeout_s: float = 1.0, boundary: Boundary = "chunk"):
-        """`timeout_s`: the deadline of a call that names none, s. `boundary`: when this robot may change version."""
+    def __init__(
+        self,
+        endpoint: str | Sequence[str],
+        session: str | None = None,
+        timeout_s: float = 1.0,
+        boundary: Boundary = "chunk",
+    ):
+        """`endpoint`: the server's; of several, the first is preferred, and the next one is asked while it gives no
+        answer or is going. `timeout_s`: the deadline of a call that names none, s. `boundary`: when this robot may
+        change version. A change of server may be one of version, whatever the boundary: the chunk names it."""
         if not timeout_s > 0:
             raise ConfigError(f"timeout_s: expected more than 0, got {timeout_s}")
         super().__init__(endpoint)
@@ -48,10 +58,9 @@ class PolicyClient(Connection):
 
     def close(self) -> None:
         """Say goodbye, if a server is there to hear it, so that it holds nothing for this session."""
-        with contextlib.suppress(zmq.ZMQError):
-            goodbye = envelope.message("bye", next(self._ids), session=self.session)
-            self._socket.send_multipart(wire.encode(goodbye), zmq.NOBLOCK)
-        self._socket.close(100)
+        self._say_goodbye(self._failover.active)
+        for socket in self._sockets:
+            socket.close(100)
 
     def hello(self) -> ServerInfo:
         """What the server serves. Raises ServerLost, BadReply."""
@@ -75,6 +84,7 @@ class PolicyClient(Connection):
                 continue
             if info.state == "ready":
                 return info
+            self._leave(self._failover.active, f"is {info.state}")
             time.sleep(min(0.02, deadline.remaining()))
         raise ServerLost(f"{self.endpoint}: not ready within {timeout_s:g} s")
 
@@ -91,9 +101,10 @@ class PolicyClient(Connection):
         """
         request, deadline = self._request(observation, deadline_ms, rtc)
         self._asked = None
-        self._post(envelope.from_request(request), deadline)
-        if (reply := self._await(request.id, deadline)) is None:
-            raise ServerLost(f"{self.endpoint}: no answer before the deadline")
+        self._look_back()
+        server = self._post(envelope.from_request(request), deadline)
+        if (reply := self._await(request.id, deadline, server)) is None:
+            raise self._lost(server, "no answer before the deadline")
         return envelope.to_chunk(reply)
 
     def ask(self, observation: Observation, deadline_ms: float | None = None, rtc: Rtc | None = None) -> int:
@@ -103,8 +114,9 @@ class PolicyClient(Connection):
         """
         request, deadline = self._request(observation, deadline_ms, rtc)
         self._asked = None
-        self._post(envelope.from_request(request), Deadline.after(0.0))
-        self._asked = _Asked(request.id, deadline)
+        self._look_back()
+        server = self._post(envelope.from_request(request), Deadline.after(0.0))
+        self._asked = _Asked(request.id, deadline, server)
         return request.id
 
     def poll(self, timeout: float = 0.0) -> ActionChunk | None:
@@ -117,7 +129,7 @@ class PolicyClient(Connection):
         if asked is None:
             return None
         try:
-            reply = self._await(asked.id, Deadline.after(min(timeout, asked.deadline.remaining())))
+            reply = self._await(asked.id, Deadline.after(min(timeout, asked.deadline.remaining())), asked.server)
         except HotpolicyError:
             self._asked = None
             raise
@@ -125,8 +137,13 @@ class PolicyClient(Connection):
             return None
         self._asked = None
         if reply is None:
-            raise ServerLost(f"{self.endpoint}: no answer before the deadline")
+            raise self._lost(asked.server, "no answer before the deadline")
         return envelope.to_chunk(reply)
+
+    def _say_goodbye(self, server: int) -> None:
+        goodbye = envelope.message("bye", next(self._ids), session=self.session)
+        with contextlib.suppress(zmq.ZMQError):
+            self._send(server, wire.encode(goodbye))
 
     def _request(
         self, observation: Observation, deadline_ms: float | None, rtc: Rtc | None
@@ -194,7 +211,7 @@ class ControlClient(Connection):
         self._post(message, Deadline.after(self.timeout_s))
         heard = now()
         while not longest.passed():
-            reply = self._receive(Deadline.after(min(self.timeout_s / 3, longest.remaining())))
+            reply = self._receive(Deadline.after(min(self.timeout_s / 3, longest.remaining())), 0)
             if reply is None:
                 if now() - heard >= self.timeout_s:
                     raise ServerLost(f"{self.endpoint}: silent for {self.timeout_s:g} s during {kind}")

@@ -1,54 +1,103 @@
-"""A client's socket. Every call has a deadline, whatever the server does.
+"""A client's sockets, one for each server it may ask. Every call has a deadline, whatever the servers do.
 
-A request has an id that rises. A reply with another id than the one awaited is dropped and counted, so a late or
-reordered answer is never taken for a newer one. When the server dies, freezes or restarts, a call costs at most its
-deadline, and the connection comes back by itself.
+A request has an id that rises, over all servers. A reply with another id than the one awaited is dropped and counted,
+so a late or reordered answer, or another server's, is never taken for a newer one. When the server dies, freezes or
+restarts, a call costs at most its deadline, and the connection comes back by itself. Where there are several servers,
+the next call goes to another one (see failover.py).
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
 import zmq
 
 from hotpolicy.runtime import envelope, wire
-from hotpolicy.runtime.clock import Deadline
-from hotpolicy.runtime.errors import BadReply, ConfigError, ServerLost
-from hotpolicy.runtime.wire import Message
+from hotpolicy.runtime.clock import Deadline, now
+from hotpolicy.runtime.errors import BadReply, ConfigError, Draining, ServerFailed, ServerLost
+from hotpolicy.runtime.failover import Failover
+from hotpolicy.runtime.wire import Buffer, Message
+
+log = logging.getLogger(__name__)
 
 C = TypeVar("C", bound="Connection")
-BACKLOG = 256  # replies that may wait in the socket
+BACKLOG = 256  # replies that may wait in a socket
+PATIENCE_S = 0.2  # for the active server to connect, before another is asked; at most half of the deadline
+LOOK_S = 1.0  # for a preferred server to say that it is ready
+
+
+@dataclass(slots=True)
+class _Look:
+    """A ping to a server that is preferred to the one asked."""
+
+    server: int
+    id: int
+    deadline: Deadline
 
 
 class Connection:
-    """A DEALER socket that keeps deadlines. For one thread at a time."""
+    """DEALER sockets that keep deadlines. For one thread at a time."""
 
-    def __init__(self, endpoint: str):
-        """Raises ConfigError when the endpoint is not one. A server that is not there yet is no error."""
-        self.endpoint = endpoint
+    def __init__(self, endpoint: str | Sequence[str]):
+        """`endpoint`: the server's; of several, the first is preferred. Raises ConfigError when one is none. A server
+        that is not there yet is no error."""
+        endpoints = (endpoint,) if isinstance(endpoint, str) else tuple(endpoint)
+        if not endpoints or len(set(endpoints)) < len(endpoints):
+            raise ConfigError(f"endpoint: expected one or several, each once, got {endpoint!r}")
+        self.endpoints = endpoints
         self.dropped: Counter[str] = Counter()  # replies not used, by reason: "late", "garbage"
         self._ids = itertools.count(1)
-        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a server that is not there
-        self._socket.setsockopt(zmq.SNDHWM, 8)
-        self._socket.setsockopt(zmq.RCVHWM, BACKLOG)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.CAPS.message_bytes)
-        self._socket.setsockopt(zmq.RECONNECT_IVL, 20)  # ms, doubling
-        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
-        self._socket.setsockopt(zmq.HANDSHAKE_IVL, 2000)
-        self._socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)  # a server that vanished without a word is noticed
+        self._failover = Failover(len(endpoints))
+        self._look: _Look | None = None
+        self._sockets: list[zmq.Socket[bytes]] = []
         try:
-            self._socket.connect(endpoint)
+            for one in endpoints:
+                self._sockets.append(self._open(one))
+        except ConfigError:
+            Connection.close(self)
+            raise
+
+    @property
+    def endpoint(self) -> str:
+        """Of the server that is asked now."""
+        return self.endpoints[self._failover.active]
+
+    @property
+    def failovers(self) -> int:
+        """How often a server was left because it gave no answer, or was going."""
+        return self._failover.left
+
+    @property
+    def _socket(self) -> zmq.Socket[bytes]:
+        return self._sockets[self._failover.active]
+
+    def _open(self, endpoint: str) -> zmq.Socket[bytes]:
+        socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a server that is not there
+        socket.setsockopt(zmq.SNDHWM, 8)
+        socket.setsockopt(zmq.RCVHWM, BACKLOG)
+        socket.setsockopt(zmq.MAXMSGSIZE, wire.CAPS.message_bytes)
+        socket.setsockopt(zmq.RECONNECT_IVL, 20)  # ms, doubling
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, 2000)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)  # a server that vanished without a word is noticed
+        try:
+            socket.connect(endpoint)
         except zmq.ZMQError as error:
-            self._socket.close(0)
+            socket.close(0)
             raise ConfigError(f"endpoint: expected tcp://HOST:PORT or ipc://PATH, got {endpoint!r}") from error
+        return socket
 
     def close(self) -> None:
-        self._socket.close(0)
+        for socket in self._sockets:
+            socket.close(0)
 
     def __enter__(self: C) -> C:
         return self
@@ -61,28 +110,54 @@ class Connection:
     def _ask(self, kind: str, deadline: Deadline, **fields: Any) -> Message:
         """Send one message and wait for its reply."""
         message = envelope.message(kind, next(self._ids), **fields)
-        self._post(message, deadline)
-        if (reply := self._await(message["id"], deadline)) is None:
-            raise ServerLost(f"{self.endpoint}: no answer to {kind} before the deadline")
+        server = self._post(message, deadline)
+        if (reply := self._await(message["id"], deadline, server)) is None:
+            raise self._lost(server, f"no answer to {kind} before the deadline")
         return reply
 
-    def _post(self, message: Message, deadline: Deadline) -> None:
+    def _post(self, message: Message, deadline: Deadline) -> int:
+        """Send to the active server, or where it cannot be sent to within a moment, to the next one that can. Returns
+        which one."""
         frames = wire.encode(message)
+        patience = Deadline.after(min(PATIENCE_S, deadline.remaining() / 2))  # it may be connecting again
         while True:
-            try:
-                self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
-                return
-            except zmq.Again:
-                if not self._socket.poll(_milliseconds(deadline), zmq.POLLOUT) and deadline.passed():
-                    raise ServerLost(f"{self.endpoint}: no server there before the deadline") from None
+            active = self._failover.active
+            if self._send(active, frames):
+                return active
+            if len(self._sockets) > 1 and patience.passed():
+                for server in self._failover.order(now())[1:]:
+                    if self._send(server, frames):
+                        self._leave(active, "no server there", server)
+                        return server
+            if deadline.passed():
+                raise self._lost(active, "no server there before the deadline")
+            self._wait_writable(deadline if len(self._sockets) == 1 or patience.passed() else patience, patience)
 
-    def _await(self, id: int, deadline: Deadline) -> Message | None:
+    def _wait_writable(self, deadline: Deadline, patience: Deadline) -> None:
+        """Wait until the active server can be sent to; once patience is over, until any can."""
+        poller = zmq.Poller()
+        for socket in self._sockets if patience.passed() else [self._socket]:
+            poller.register(socket, zmq.POLLOUT)
+        poller.poll(_milliseconds(deadline))
+
+    def _send(self, server: int, frames: Sequence[Buffer]) -> bool:
+        """Whether there was a server to send to; does not wait for one."""
+        try:
+            self._sockets[server].send_multipart(frames, zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return False
+        return True
+
+    def _await(self, id: int, deadline: Deadline, server: int) -> Message | None:
         """The reply with this id, or None once the deadline has passed. Raises the error it reports, if it does."""
         unwanted = 0
-        while (reply := self._receive(deadline)) is not None:
+        while (reply := self._receive(deadline, server)) is not None:
             if reply.get("id") == id:
                 if reply["kind"] == "error":
-                    raise envelope.to_error(reply)
+                    error = envelope.to_error(reply)
+                    if isinstance(error, Draining | ServerFailed):
+                        self._leave(server, str(error))
+                    raise error
                 return reply
             self.dropped["late" if reply else "garbage"] += 1
             unwanted += 1
@@ -90,11 +165,12 @@ class Connection:
                 return None
         return None
 
-    def _receive(self, deadline: Deadline) -> Message | None:
+    def _receive(self, deadline: Deadline, server: int) -> Message | None:
         """The next message: {} when it was garbage, None once the deadline has passed without one."""
-        self._socket.set(zmq.RCVTIMEO, _milliseconds(deadline))
+        socket = self._sockets[server]
+        socket.set(zmq.RCVTIMEO, _milliseconds(deadline))
         try:
-            frames = self._socket.recv_multipart(copy=False)
+            frames = socket.recv_multipart(copy=False)
         except zmq.Again:
             return None
         try:
@@ -105,6 +181,56 @@ class Connection:
         except BadReply:
             return {}
         return message
+
+    # Several servers.
+
+    def _lost(self, server: int, what: str) -> ServerLost:
+        self._leave(server, what)
+        return ServerLost(f"{self.endpoints[server]}: {what}")
+
+    def _leave(self, server: int, why: str, successor: int | None = None) -> None:
+        """Let the next call go to another server, where there is one."""
+        if len(self._sockets) == 1 or server != self._failover.active:
+            return
+        self._failover.lose(now())
+        if successor is not None:
+            self._failover.use(successor)
+        self._look = None
+        if not self._failover.away(self._failover.active, now()):  # else all are, and it was said
+            log.warning("%s: %s; the next call goes to %s", self.endpoints[server], why, self.endpoint)
+        self._say_goodbye(server)
+
+    def _look_back(self) -> None:
+        """Ask a server that is preferred to the active one whether it is ready, and return to it when it said so. Never
+        waits; call between two questions."""
+        look = self._look
+        if look is None:
+            if (server := self._failover.due(now())) is not None:
+                look = _Look(server, next(self._ids), Deadline.after(LOOK_S))
+                if self._send(server, wire.encode(envelope.message("ping", look.id))):
+                    self._look = look
+                else:
+                    self._failover.looked(server, False, now())
+            return
+        for _ in range(BACKLOG):
+            reply = self._receive(Deadline.after(0.0), look.server)
+            if reply is None:
+                break
+            if reply.get("id") == look.id:
+                self._looked(look.server, reply.get("state") == "ready")
+                return
+            self.dropped["late" if reply else "garbage"] += 1  # to a question from before it was left
+        if look.deadline.passed():
+            self._looked(look.server, False)
+
+    def _looked(self, server: int, ready: bool) -> None:
+        self._look, left = None, self._failover.active
+        if self._failover.looked(server, ready, now()):
+            log.warning("%s is ready again and asked instead of %s", self.endpoint, self.endpoints[left])
+            self._say_goodbye(left)
+
+    def _say_goodbye(self, server: int) -> None:
+        """That server is not asked any more; it may hold something."""
 
 
 def _milliseconds(deadline: Deadline) -> int:

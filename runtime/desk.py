@@ -7,7 +7,7 @@ from typing import Any
 
 from hotpolicy.runtime.clock import now
 from hotpolicy.runtime.config import ServeConfig
-from hotpolicy.runtime.errors import Busy, EngineFault
+from hotpolicy.runtime.errors import Draining, ServerFailed
 from hotpolicy.runtime.inference import Inference, Policy, Slot
 from hotpolicy.runtime.life import Life
 from hotpolicy.runtime.messages import InferRequest
@@ -44,9 +44,9 @@ class Desk:
         self.meter.count("asked")
         self._slot.live.check(request.observation)
         if self.life.state == "draining":
-            raise Busy("the server is draining")
+            raise Draining("the server is draining")
         if self.life.state == "failed":
-            raise EngineFault(self.life.failure)
+            raise ServerFailed(self.life.failure)
         budget_ms = min(request.deadline_ms, self.config.longest_deadline_ms)
         self._inference.admit(Ticket(request, peer, arrived, arrived + budget_ms / 1000, answer))
 

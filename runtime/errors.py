@@ -10,7 +10,9 @@ HotpolicyError
 │   ├── ServerLost         no answer before the deadline: hold; the client reconnects by itself
 │   ├── BadReply           the peer broke the protocol: the client drops the reply
 │   ├── EngineFault        the model failed on this request: the server goes on
+│   │   └── ServerFailed   the model is gone, and the server with it: ask another server
 │   └── Busy               queue or session table full: back off
+│       └── Draining       the server is asked to stop: ask another server
 ├── BundleError            a policy bundle is incomplete, altered or not a bundle: nothing was loaded
 ├── SwapRefused            the candidate failed its checks: the live version is untouched
 ├── DatasetError           a dataset folder is damaged or of another format
@@ -73,8 +75,16 @@ class EngineFault(ServeError):
     code = "engine_fault"
 
 
+class ServerFailed(EngineFault):
+    code = "server_failed"
+
+
 class Busy(ServeError):
     code = "busy"
+
+
+class Draining(Busy):
+    code = "draining"
 
 
 class BundleError(HotpolicyError):

@@ -17,7 +17,7 @@ import numpy as np
 from hotpolicy.runtime.clock import now
 from hotpolicy.runtime.envelope import one_line
 from hotpolicy.runtime.epochs import Epochs, Guide
-from hotpolicy.runtime.errors import BadRequest, Busy, EngineFault, Expired, HotpolicyError, Superseded
+from hotpolicy.runtime.errors import BadRequest, Busy, Draining, EngineFault, Expired, HotpolicyError, Superseded
 from hotpolicy.runtime.messages import ActionChunk, Boundary, Observation, RobotSpec
 from hotpolicy.runtime.metrics import Meter, Sessions
 from hotpolicy.runtime.run_queue import RunQueue
@@ -205,7 +205,7 @@ class Inference:
             for ticket in left:
                 self._scheduler.cancel(ticket.session)
         for ticket in left:
-            self._answer(ticket, Busy("the server is stopping"))
+            self._answer(ticket, Draining("the server is stopping"))
 
     def _wait(self, pause: float | None) -> None:
         began = now()

@@ -23,7 +23,7 @@ from hotpolicy.runtime.clock import Deadline, now
 from hotpolicy.runtime.config import ServeConfig
 from hotpolicy.runtime.desk import Desk
 from hotpolicy.runtime.envelope import one_line
-from hotpolicy.runtime.errors import EngineFault
+from hotpolicy.runtime.errors import EngineFault, ServerFailed
 from hotpolicy.runtime.fronts import Front
 from hotpolicy.runtime.fronts.gr00t import Gr00t
 from hotpolicy.runtime.fronts.openpi import Openpi
@@ -293,7 +293,8 @@ class PolicyServer:
             again = self._life.restart(reason)
             if not again:
                 self._life.fail(f"the engine crashed: {reason}")
-            self._inference.abandon(EngineFault(f"the engine crashed: {reason}"))
+            fault = EngineFault if again else ServerFailed
+            self._inference.abandon(fault(f"the engine crashed: {reason}"))
             if again:
                 logger.error("the engine crashed and is restarted: %s", reason)
                 self._pulse = Pulse()

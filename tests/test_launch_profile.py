@@ -115,6 +115,7 @@ MISTAKES: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda d: d["cameras"]["front"].update(fps=4), r"cameras\.front: unknown fps"),
     (lambda d: d.pop("world"), r"world: missing, expected the simulator's socket"),
     (lambda d: d["server"].update(endpoint="127.0.0.1:5555"), r"server\.endpoint: expected tcp://HOST:PORT or ipc"),
+    (lambda d: d["server"].update(standby=["10.0.0.2"]), r"server\.standby: expected tcp://HOST:PORT or ipc"),
     (lambda d: d["server"].update(token="x"), r"server: unknown token"),
 ]
 
@@ -151,3 +152,11 @@ def test_file_that_is_no_profile(tmp_path: Path, content: bytes, text: str) -> N
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         load_profile(tmp_path / "none.yaml")
+
+
+def test_standby_servers(tmp_path: Path) -> None:
+    spare = ["tcp://10.0.0.2:5555", "ipc:///run/spare"]
+    alone = load_profile("virtual_so101")
+    assert alone.endpoints == (alone.endpoint,)
+    profile = load_profile(changed(tmp_path, lambda data: data["server"].update(standby=spare)))
+    assert profile.endpoints == (alone.endpoint, *spare)
