@@ -80,6 +80,11 @@ class ChunkBuffer:
         """Actions left."""
         return len(self._actions)
 
+    @property
+    def index(self) -> int:
+        """Place in `chunk` of the action that is next, counted from its observation."""
+        return self.executed - self._begun
+
     def lead(self) -> int:
         """Ticks before the end at which to ask, from the measured latency: its p95, and one tick for the loop."""
         return math.ceil(_p95(self._latencies) * self.rate_hz) + 1 if self._latencies else 2
@@ -98,7 +103,7 @@ class ChunkBuffer:
         left, asked = len(self._actions), self.guiding.execution_horizon
         return Rtc(
             previous=self.chunk.request_id,
-            executed=self.executed - self._begun,
+            executed=self.index,
             delay=min(self.delay(), left),
             execution_horizon=left if asked is None else min(asked, left),
             schedule=self.guiding.schedule,
@@ -110,10 +115,10 @@ class ChunkBuffer:
         if self._asked is not None:
             return False
         if self.chunking == "sync":
-            return self.stale() or (self.replan is not None and self.executed - self._begun >= self.replan)
+            return self.stale() or (self.replan is not None and self.index >= self.replan)
         if len(self._actions) <= self.lead():
             return True
-        return self.replan is not None and self.executed - self._begun >= self.replan - self.lead()
+        return self.replan is not None and self.index >= self.replan - self.lead()
 
     def asked(self, request_id: int) -> None:
         """An observation taken in this tick, before its action, has been sent under this id."""

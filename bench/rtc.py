@@ -1,0 +1,353 @@
+"""What a late answer does to a moving arm: sync, async and real-time chunking, with a policy that was made slow.
+
+    python bench/rtc.py                                         # 3 delays x 5 ways x 60 episodes, about 15 min
+    python bench/rtc.py --delays 300 --episodes 4 --plot ""     # a look
+    python bench/rtc.py --out rtc.json --plot docs/rtc.png      # with the figures and the plot
+
+The shipped nano policy (8 actions at 10 Hz) lifts cubes with the virtual arm, by the clock: servo bytes on a
+pseudo-terminal, a real socket to the server, and a real sleep before each answer. All ways see the same scenes, in
+turn, through the same policy, its noise drawn anew from the scene's number. An episode ends when the cube is lifted, or
+after 8 s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import sleep
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+from hotpolicy.launch.machine import describe_machine
+from hotpolicy.launch.nano import SHIPPED
+from hotpolicy.launch.processes import Child
+from hotpolicy.launch.rig import Rig, virtual_profile
+from hotpolicy.robots.feed import Feed
+from hotpolicy.robots.loop import ControlLoop
+from hotpolicy.robots.sim.kinematics import NAMES
+from hotpolicy.robots.sim.tasks import KNOWN_COLOURS, Task
+from hotpolicy.robots.sources import PolicySource, Wish
+from hotpolicy.runtime.bundle import Bundle
+from hotpolicy.runtime.chunks import ChunkBuffer
+from hotpolicy.runtime.client import PolicyClient
+from hotpolicy.runtime.config import ServeConfig
+from hotpolicy.runtime.epochs import Guide
+from hotpolicy.runtime.messages import ActionChunk, Boundary, Observation, Step
+from hotpolicy.runtime.policy import Policy, load_policy
+from hotpolicy.runtime.server import PolicyServer
+
+WAYS: dict[str, dict[str, Any]] = {
+    "sync, whole chunk": {"chunking": "sync"},
+    "sync, 4 of 8": {"chunking": "sync", "replan": 4},
+    "async, replace": {"chunking": "async", "replan": 4},
+    "async, blend over 3": {"chunking": "async", "replan": 4, "blend": 3},
+    "rtc": {"chunking": "rtc", "replan": 4},
+}
+COLOURS = {
+    "sync, whole chunk": "#999999",
+    "async, replace": "#c0392b",
+    "async, blend over 3": "#e08e0b",
+    "rtc": "#2471a3",
+}
+BODY = slice(0, 5)  # the joints in degrees; the gripper is in percent
+RATE = 10.0  # Hz
+LONGEST = 80  # ticks, twice what the task allows by itself
+SCENES = 40_000_000  # seeds that nothing was trained or examined on
+
+
+class Slow:
+    """The policy of one version, late: it sleeps before it computes."""
+
+    def __init__(self, policy: Policy, delay_s: float):
+        self.version, self.digest, self.spec, self.horizon = policy.version, policy.digest, policy.spec, policy.horizon
+        self.guidable, self.check = policy.guidable, policy.check
+        self.delay_s = delay_s
+        self.noise = np.random.default_rng(0)
+        self._policy = policy
+
+    def infer(
+        self,
+        observations: Sequence[Observation],
+        noise: np.ndarray | None = None,
+        guides: Sequence[Guide | None] | None = None,
+    ) -> np.ndarray:
+        sleep(self.delay_s)
+        start = self._policy.transforms.noise(self.noise, len(observations)) if noise is None else noise
+        return self._policy.infer(observations, start, guides)
+
+
+class Only:
+    """A slot of one version, and a control that does nothing."""
+
+    previous = staged = None
+
+    def __init__(self, policy: Slow):
+        self.live = policy
+
+    def policy_for(self, session: str, boundary: Boundary, episode: int) -> Slow:
+        return self.live
+
+    def report_latency(self, version: str, ms: float) -> None: ...
+
+    def report_fault(self, version: str) -> None: ...
+
+    def forget(self, session: str) -> None: ...
+
+    def handle(self, message: dict[str, Any]) -> dict[str, Any]:
+        return {}
+
+
+class Noted(PolicySource):
+    """Notes where each tick's action comes from."""
+
+    def begin(self, task: str) -> None:
+        super().begin(task)
+        self.chunks: list[ActionChunk | None] = []  # None where the arm held
+        self.places: list[int] = []  # of the action in its chunk
+
+    def act(self, observation: Observation) -> Wish:
+        wish = super().act(observation)
+        self.chunks.append(None if wish.action is None else self.buffer.chunk)
+        self.places.append(self.buffer.index - 1)
+        return wish
+
+    def jumps(self, wished: np.ndarray) -> list[float]:
+        """Where one chunk takes over from another: how far it is, in the tick before, from what was executed then."""
+        found = []
+        for k in range(1, len(wished)):
+            old, new = self.chunks[k - 1], self.chunks[k]
+            if old is not None and new is not None and new is not old:
+                found.append(_rms(new.actions[self.places[k] - 1, BODY] - wished[k - 1]))
+        return found
+
+
+class Take:
+    """The goals asked for, those sent after the limits, and the positions read in each tick of one episode, deg."""
+
+    def begin(self, task: str) -> None:
+        self.wished: list[np.ndarray] = []
+        self.sent: list[np.ndarray] = []
+        self.seen: list[np.ndarray] = []
+
+    def step(self, step: Step) -> None:
+        self.wished.append(step.requested[BODY])
+        self.sent.append(step.action[BODY])
+        self.seen.append(step.observation.state[BODY])
+
+    def save(self, success: bool | None = None) -> None: ...
+
+    def discard(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Episode:
+    """What one episode was like; rms is over ticks and the five joints in degrees."""
+
+    seed: int
+    success: bool
+    ticks: int
+    held: int
+    late: int  # ticks of the loop
+    jerk: float  # rms third difference of the goals sent, deg/s^3
+    jerk_seen: float  # of the positions read
+    lag: float  # rms distance from a goal sent to where the joint was a tick later, deg
+    jumps: list[float]  # at each change of chunk, see Noted.jumps: rms over the joints, deg
+    chunks: int
+    guided: int
+    wished: list[list[float]] = field(repr=False)  # (ticks, 5), deg
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way at one delay."""
+
+    delay_ms: int
+    way: str
+    episodes: list[Episode]
+
+    def of(self, name: str) -> np.ndarray:
+        return np.array([getattr(episode, name) for episode in self.episodes], float)
+
+    def mean(self, name: str) -> str:
+        """Over the episodes, with its 95 % half-width."""
+        values = self.of(name)
+        half = 1.96 * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+        return f"{values.mean():,.0f} ± {half:,.0f}" if values.mean() >= 10 else f"{values.mean():.2f} ± {half:.2f}"
+
+    @property
+    def jumps(self) -> np.ndarray:
+        return np.array([jump for episode in self.episodes for jump in episode.jumps])
+
+    def success(self) -> str:
+        wins, n = int(self.of("success").sum()), len(self.episodes)
+        low, high = binomtest(wins, n).proportion_ci(0.95, method="wilson")
+        return f"{wins}/{n} ({low:.2f} to {high:.2f})"
+
+
+class Bench:
+    """One delay: a server, an arm, and for each way a client and a buffer of its own."""
+
+    def __init__(self, folder: Path, policy: Policy, delay_ms: int):
+        self.folder, self.delay_ms = folder, delay_ms
+        self.policy = Slow(policy, delay_ms / 1000)
+
+    def run(self, episodes: int) -> list[Row]:
+        found: dict[str, list[Episode]] = {way: [] for way in WAYS}
+        with ExitStack() as stack:
+            only = Only(self.policy)
+            server = PolicyServer(ServeConfig(endpoint=f"ipc://{self.folder}/{self.delay_ms}"), only, only)
+            stack.enter_context(server)
+            server.wait_ready()
+            profile = virtual_profile(self.folder, self.delay_ms, server.endpoint, server.control_endpoint)
+            arm = ["virtual-arm", "--port-link", profile.arms[0].port, "--world", str(profile.world), "--realtime"]
+            child = Child("virtual arm", arm, self.folder / f"arm{self.delay_ms}.log")
+            stack.callback(child.stop)
+            child.wait_ready()
+            rig = stack.enter_context(Rig.open(profile))
+            rig.arm.torque(True)
+            sources = {}
+            for way, given in WAYS.items():
+                client = stack.enter_context(PolicyClient(server.endpoint, timeout_s=2.0))
+                sources[way] = Noted(client, ChunkBuffer(RATE, **given))
+            for index in range(-1, episodes):  # the first of each is for warming up: latencies are not known yet
+                for way, source in sources.items():
+                    self.policy.noise = np.random.default_rng(index + 1)
+                    episode = attempt(rig, source, SCENES + index + 1)
+                    if index >= 0:
+                        found[way].append(episode)
+                print(f"{self.delay_ms} ms, scene {index + 1}: {_progress(found)}", flush=True)
+        return [Row(self.delay_ms, way, found[way]) for way in WAYS]
+
+
+def attempt(rig: Rig, source: Noted, seed: int) -> Episode:
+    task = Task("lift", KNOWN_COLOURS[seed % len(KNOWN_COLOURS)]).instruction
+    take = Take()
+    feed = Feed(take, when_full="fail")
+    try:
+        rig.set_scene(task, seed)
+        world = rig.world
+        assert world is not None
+        loop = ControlLoop(rig.arm, rig.cameras, rig.pacer, [feed])
+        report = loop.run(task, source, LONGEST, judge=lambda: world.look().success or None)
+    finally:
+        feed.close()
+    wished, sent, seen = (np.stack(rows).astype(float) for rows in (take.wished, take.sent, take.seen))
+    used = {id(chunk): chunk for chunk in source.chunks if chunk is not None}.values()
+    return Episode(
+        seed=seed,
+        success=bool(report.success),
+        ticks=report.ticks,
+        held=report.held,
+        late=report.late,
+        jerk=_rms(np.diff(sent, 3, axis=0)) * RATE**3,
+        jerk_seen=_rms(np.diff(seen, 3, axis=0)) * RATE**3,
+        lag=_rms(sent[:-1] - seen[1:]),
+        jumps=source.jumps(wished),
+        chunks=len(used),
+        guided=sum(chunk.guided for chunk in used),
+        wished=wished.round(3).tolist(),
+    )
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt((values**2).mean()))
+
+
+def _progress(found: dict[str, list[Episode]]) -> str:
+    return ", ".join(f"{way} {sum(e.success for e in done)}/{len(done)}" for way, done in found.items())
+
+
+def table(rows: Sequence[Row]) -> str:
+    heads = (
+        "delay added", "", "jump at a seam, deg: mean (p95)", "jerk sent, deg/s³", "jerk measured, deg/s³",
+        "goal ahead of joint, deg", "ticks held", "lifted in 8 s (95 % Wilson)", "ticks to it",
+    )  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", f"|--:|-{'|--:' * (len(heads) - 2)}|"]
+    for row in rows:
+        won = [episode.ticks for episode in row.episodes if episode.success]
+        jumps = row.jumps
+        cells = (
+            f"{row.delay_ms} ms",
+            row.way,
+            f"{jumps.mean():.2f} ({np.percentile(jumps, 95):.2f})" if len(jumps) else "none",
+            row.mean("jerk"),
+            row.mean("jerk_seen"),
+            row.mean("lag"),
+            f"{row.of('held').sum() / row.of('ticks').sum():.0%}",
+            row.success(),
+            f"{np.mean(won):.1f}" if won else "none",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot(rows: Sequence[Row], file: Path) -> None:
+    """One joint's goals in the scene where async jumped most; jumps and jerk against the delay."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10.5, 3.3), dpi=90, layout="constrained")
+    scene, jump, jerk = figure.subplots(1, 3, width_ratios=(1.4, 1, 1))
+    longest = [row for row in rows if row.delay_ms == max(row.delay_ms for row in rows) and row.way in COLOURS]
+    worst = next(row for row in longest if row.way == "async, replace")
+    chosen = int(np.argmax([max(episode.jumps, default=0.0) for episode in worst.episodes]))
+    moved = np.ptp(np.array(worst.episodes[chosen].wished), axis=0)
+    joint = int(np.argmax(moved))
+    for row in longest:
+        goals = np.array(row.episodes[chosen].wished)[:, joint]
+        scene.plot(np.arange(len(goals)) / RATE, goals, color=COLOURS[row.way], linewidth=1.6, label=row.way)
+    scene.set(xlabel="s", ylabel=f"{NAMES[joint]}, goal asked for, deg")
+    scene.set_title(f"{worst.delay_ms} ms: the scene where async jumped most", fontsize=10)
+    for way, colour in COLOURS.items():
+        line = [row for row in rows if row.way == way]
+        delays = [row.delay_ms for row in line]
+        if not way.startswith("sync"):
+            jump.plot(delays, [row.jumps.mean() for row in line], color=colour, marker="o")
+        spread = [1.96 * row.of("jerk").std(ddof=1) / np.sqrt(len(row.episodes)) for row in line]
+        means = [row.of("jerk").mean() for row in line]
+        jerk.errorbar(delays, means, spread, color=colour, marker="o", capsize=3, label=way)
+    jump.set(xlabel="delay added, ms", yscale="log")
+    jump.set_title("jump at a seam, deg, mean", fontsize=10)
+    jerk.set(xlabel="delay added, ms", ylim=(0, None))
+    jerk.set_title("jerk of the goals sent, deg/s³", fontsize=10)
+    jerk.legend(fontsize=8, frameon=False, loc="lower left")
+    for axes in (scene, jump, jerk):
+        axes.spines[["top", "right"]].set_visible(False)
+    FigureCanvasAgg(figure).print_png(file)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--delays", type=int, nargs="+", default=[150, 200, 300], metavar="MS")
+    parser.add_argument("--episodes", type=int, default=60, help="of each way at each delay")
+    parser.add_argument("--plot", default="rtc.png", help="where to draw; empty: nowhere")
+    parser.add_argument("--out", type=Path, help="write all figures as JSON")
+    options = parser.parse_args()
+    policy = load_policy([Bundle.open(SHIPPED)])
+    with tempfile.TemporaryDirectory(prefix="rtc") as name, ThreadPoolExecutor(len(options.delays)) as pool:
+        benches = [Bench(Path(name), policy, delay) for delay in options.delays]
+        rows = [row for found in pool.map(lambda bench: bench.run(options.episodes), benches) for row in found]
+    late = sum(episode.late for row in rows for episode in row.episodes)
+    ticks = sum(episode.ticks for row in rows for episode in row.episodes)
+    guided = [(e.guided, e.chunks) for row in rows if row.way == "rtc" for e in row.episodes]
+    print(f"{describe_machine()}, load {os.getloadavg()[0]:.1f}")
+    print(f"late ticks of the loops {late} of {ticks}")
+    print(f"of rtc's chunks {sum(g for g, _ in guided)} of {sum(n for _, n in guided)} were guided")
+    print(table(rows))
+    if options.out:
+        options.out.write_text(json.dumps([asdict(row) for row in rows]))
+    if options.plot:
+        plot(rows, Path(options.plot))
+
+
+if __name__ == "__main__":
+    main()
