@@ -36,14 +36,17 @@ from hotpolicy.robots.loop import ControlLoop
 from hotpolicy.robots.sim.kinematics import NAMES
 from hotpolicy.robots.sim.tasks import KNOWN_COLOURS, Task
 from hotpolicy.robots.sources import PolicySource, Wish
-from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.chunks import ChunkBuffer
 from hotpolicy.runtime.client import PolicyClient
 from hotpolicy.runtime.config import ServeConfig
+from hotpolicy.runtime.control import Control
+from hotpolicy.runtime.engine.torch_engine import TorchEngine
 from hotpolicy.runtime.epochs import Guide
-from hotpolicy.runtime.messages import ActionChunk, Boundary, Observation, Step
-from hotpolicy.runtime.policy import Policy, load_policy
+from hotpolicy.runtime.messages import ActionChunk, Observation, Step
+from hotpolicy.runtime.policy import Policy
 from hotpolicy.runtime.server import PolicyServer
+from hotpolicy.runtime.slot import Slot
+from hotpolicy.runtime.store import Store
 
 WAYS: dict[str, dict[str, Any]] = {
     "sync, whole chunk": {"chunking": "sync"},
@@ -64,15 +67,11 @@ LONGEST = 80  # ticks, twice what the task allows by itself
 SCENES = 40_000_000  # seeds that nothing was trained or examined on
 
 
-class Slow:
-    """The policy of one version, late: it sleeps before it computes."""
+class Slow(Policy):
+    """One version, late: it sleeps before it computes."""
 
-    def __init__(self, policy: Policy, delay_s: float):
-        self.version, self.digest, self.spec, self.horizon = policy.version, policy.digest, policy.spec, policy.horizon
-        self.guidable, self.check = policy.guidable, policy.check
-        self.delay_s = delay_s
-        self.noise = np.random.default_rng(0)
-        self._policy = policy
+    delay_s = 0.0
+    rng = np.random.default_rng(0)
 
     def infer(
         self,
@@ -81,29 +80,8 @@ class Slow:
         guides: Sequence[Guide | None] | None = None,
     ) -> np.ndarray:
         sleep(self.delay_s)
-        start = self._policy.transforms.noise(self.noise, len(observations)) if noise is None else noise
-        return self._policy.infer(observations, start, guides)
-
-
-class Only:
-    """A slot of one version, and a control that does nothing."""
-
-    previous = staged = None
-
-    def __init__(self, policy: Slow):
-        self.live = policy
-
-    def policy_for(self, session: str, boundary: Boundary, episode: int) -> Slow:
-        return self.live
-
-    def report_latency(self, version: str, ms: float) -> None: ...
-
-    def report_fault(self, version: str) -> None: ...
-
-    def forget(self, session: str) -> None: ...
-
-    def handle(self, message: dict[str, Any]) -> dict[str, Any]:
-        return {}
+        start = self.transforms.noise(self.rng, len(observations)) if noise is None else noise
+        return super().infer(observations, start, guides)
 
 
 class Noted(PolicySource):
@@ -121,12 +99,14 @@ class Noted(PolicySource):
         return wish
 
     def jumps(self, wished: np.ndarray) -> list[float]:
-        """Where one chunk takes over from another: how far it is, in the tick before, from what was executed then."""
+        """Where one chunk takes over from another: by how much the goals move otherwise than the new chunk would move
+        them, had it been in use before; rms over the joints, deg."""
         found = []
         for k in range(1, len(wished)):
-            old, new = self.chunks[k - 1], self.chunks[k]
+            old, new, place = self.chunks[k - 1], self.chunks[k], self.places[k]
             if old is not None and new is not None and new is not old:
-                found.append(_rms(new.actions[self.places[k] - 1, BODY] - wished[k - 1]))
+                step = new.actions[place, BODY] - new.actions[place - 1, BODY]
+                found.append(_rms(wished[k] - wished[k - 1] - step))
         return found
 
 
@@ -196,20 +176,24 @@ class Row:
 class Bench:
     """One delay: a server, an arm, and for each way a client and a buffer of its own."""
 
-    def __init__(self, folder: Path, policy: Policy, delay_ms: int):
-        self.folder, self.delay_ms = folder, delay_ms
-        self.policy = Slow(policy, delay_ms / 1000)
+    def __init__(self, folder: Path, delay_ms: int):
+        self.folder, self.delay_ms = folder / str(delay_ms), delay_ms
 
     def run(self, episodes: int) -> list[Row]:
         found: dict[str, list[Episode]] = {way: [] for way in WAYS}
+        store = Store(self.folder / "policies")
+        store.add(SHIPPED)
+        slot = Slot(store, lambda bundle, parent: Slow(bundle, TorchEngine.load(bundle)))
+        policy = slot.live
+        assert isinstance(policy, Slow)
+        policy.delay_s = self.delay_ms / 1000
         with ExitStack() as stack:
-            only = Only(self.policy)
-            server = PolicyServer(ServeConfig(endpoint=f"ipc://{self.folder}/{self.delay_ms}"), only, only)
-            stack.enter_context(server)
+            config = ServeConfig(endpoint=f"ipc://{self.folder}/s")
+            server = stack.enter_context(PolicyServer(config, slot, Control(slot, store)))
             server.wait_ready()
-            profile = virtual_profile(self.folder, self.delay_ms, server.endpoint, server.control_endpoint)
+            profile = virtual_profile(self.folder, 0, server.endpoint, server.control_endpoint)
             arm = ["virtual-arm", "--port-link", profile.arms[0].port, "--world", str(profile.world), "--realtime"]
-            child = Child("virtual arm", arm, self.folder / f"arm{self.delay_ms}.log")
+            child = Child("virtual arm", arm, self.folder / "arm.log")
             stack.callback(child.stop)
             child.wait_ready()
             rig = stack.enter_context(Rig.open(profile))
@@ -220,7 +204,7 @@ class Bench:
                 sources[way] = Noted(client, ChunkBuffer(RATE, **given))
             for index in range(-1, episodes):  # the first of each is for warming up: latencies are not known yet
                 for way, source in sources.items():
-                    self.policy.noise = np.random.default_rng(index + 1)
+                    policy.rng = np.random.default_rng(index + 1)
                     episode = attempt(rig, source, SCENES + index + 1)
                     if index >= 0:
                         found[way].append(episode)
@@ -332,9 +316,8 @@ def main() -> None:
     parser.add_argument("--plot", default="rtc.png", help="where to draw; empty: nowhere")
     parser.add_argument("--out", type=Path, help="write all figures as JSON")
     options = parser.parse_args()
-    policy = load_policy([Bundle.open(SHIPPED)])
     with tempfile.TemporaryDirectory(prefix="rtc") as name, ThreadPoolExecutor(len(options.delays)) as pool:
-        benches = [Bench(Path(name), policy, delay) for delay in options.delays]
+        benches = [Bench(Path(name), delay) for delay in options.delays]
         rows = [row for found in pool.map(lambda bench: bench.run(options.episodes), benches) for row in found]
     late = sum(episode.late for row in rows for episode in row.episodes)
     ticks = sum(episode.ticks for row in rows for episode in row.episodes)

@@ -31,9 +31,14 @@ LEFT = 6  # actions of a chunk of eight that a robot still has when it asks agai
 Serve = Callable[..., PolicyServer]
 
 
+@pytest.fixture(scope="module", params=["torch", "onnx"])
+def engine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def nano() -> Policy:
-    return load_policy([Bundle.open(SHIPPED)])
+def nano(engine: str) -> Policy:
+    return load_policy([Bundle.open(SHIPPED)], engine)
 
 
 @pytest.fixture(scope="module")

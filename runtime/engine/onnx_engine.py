@@ -40,7 +40,7 @@ class OnnxEngine:
     tensors: Mapping[str, TensorInfo]  # every parameter, as it is in this engine
     changed: Mapping[str, np.ndarray]  # those that differ from the exported folder's
     options: OnnxOptions
-    guidable: ClassVar[bool] = False  # the graph takes no guidance yet
+    guidable: ClassVar[bool] = True
 
     @classmethod
     def load(cls, bundle: Bundle, **given: Any) -> OnnxEngine:
