@@ -6,19 +6,15 @@ import json
 import os
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from hotpolicy.launch.options import STORE, StoreFolder
 from hotpolicy.runtime.errors import SwapRefused
-
-if TYPE_CHECKING:
-    from hotpolicy.finetune.settings import TuneConfig
 
 Event = dict[str, Any]
 TERMINATED = 128 + signal.SIGTERM  # exit code, as a shell reports it
@@ -28,8 +24,19 @@ def finetune(
     datasets: Annotated[list[Path], typer.Argument(help="Dataset folders with the new demonstrations.")],
     store: StoreFolder = STORE,
     base: Annotated[str, typer.Option(help="Version to start from: an id, or live.")] = "live",
-    strategy: Annotated[str, typer.Option(help="What learns: heads, expert, top-N, full or progressive.")] = "expert",
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps, 32 frames each.")] = 350,
+    strategy: Annotated[
+        str, typer.Option(help="What learns: heads, expert, lora, lora-expert, top-N, full or progressive.")
+    ] = "expert",
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 350,
+    batch: Annotated[int, typer.Option(min=1, help="Frames of an optimiser step.")] = 32,
+    accumulate: Annotated[
+        int, typer.Option(min=1, help="Parts a batch is computed in, one after another, where memory is short.")
+    ] = 1,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Compute activations again on the way back instead of keeping them.")
+    ] = False,
+    precision: Annotated[str, typer.Option(help="Of matrix products: fp32 or bf16.")] = "fp32",
+    lora_rank: Annotated[int, typer.Option(min=1, help="Rank of adapters.")] = 8,
     rate: Annotated[float | None, typer.Option(help="Peak learning rate. Default: the strategy's.")] = None,
     replay: Annotated[float, typer.Option(help="Share of each batch taken from old tasks, 0 to 0.95.")] = 0.5,
     patience: Annotated[
@@ -50,6 +57,10 @@ def finetune(
     old_error: Annotated[
         float, typer.Option(min=1, help="Where old tasks are not tried, their held-out error may grow so many times.")
     ] = 1.5,
+    save_every: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds between training checkpoints, from which a killed run goes on. 0: none."),
+    ] = 60.0,
     gate: Annotated[
         bool,
         typer.Option("--gate/--no-gate", help="Judge the candidate; without, it is sealed but not put in the store."),
@@ -61,18 +72,24 @@ def finetune(
 ) -> None:
     """Tune a version on new demonstrations, judge it against the one it would replace, and seal it as a delta.
 
-    A version that passes the gate is added to the store. Exit code 2 when it does not pass.
+    A version that passes the gate is added to the store. Exit code 2 when it does not pass. The same command after a
+    kill goes on from the last training checkpoint.
     """
     from hotpolicy.finetune.gate import Bounds
     from hotpolicy.finetune.settings import TuneConfig
+    from hotpolicy.launch.tuning import Job, tune
 
     asked = _end_on_sigterm()
     os.nice(nice)
-    config = TuneConfig(
-        strategy=strategy, steps=steps, rate=rate, replay=replay, patience=patience, seed=seed,
-        evaluate_every=max(1, steps // 5),
+    config = TuneConfig.from_dict(
+        {
+            "strategy": strategy, "steps": steps, "batch": batch, "accumulate": accumulate, "recompute": recompute,
+            "precision": precision, "lora_rank": lora_rank, "rate": rate, "replay": replay, "patience": patience,
+            "seed": seed, "evaluate_every": max(1, steps // 5),
+        }
     )  # fmt: skip
-    events = tune(store, base, datasets, config, threads, gate, trials, Bounds(success=success, old_error=old_error))
+    bounds = Bounds(success=success, old_error=old_error)
+    events = tune(Job(store, base, tuple(datasets), config, threads, gate, trials, bounds, save_every))
     for event in events if as_json else draw(events):
         if as_json:
             typer.echo(json.dumps(event))
@@ -103,91 +120,6 @@ def _end_on_sigterm() -> threading.Event:
     return asked
 
 
-def tune(
-    store_folder: Path,
-    base: str,
-    datasets: list[Path],
-    config: TuneConfig,
-    threads: int,
-    gate: bool,
-    trials: int,
-    bounds: Any,
-) -> Iterator[Event]:
-    """The run as plain events: `begin`, `step` for every step, `trained`, `trial` for each task tried, and `sealed`
-    with the candidate's folder and the verdict."""
-    import torch
-
-    from hotpolicy.finetune.candidate import seal_candidate
-    from hotpolicy.finetune.gate import judge
-    from hotpolicy.finetune.lessons import gather
-    from hotpolicy.finetune.trainer import Trainer
-    from hotpolicy.launch.trials import try_tasks
-    from hotpolicy.launch.versions import open_store
-    from hotpolicy.runtime.bundle import seal_verdict
-    from hotpolicy.runtime.engine.torch_engine import TorchEngine
-    from hotpolicy.runtime.golden import Golden
-    from hotpolicy.runtime.policy import Policy, load_policy
-
-    torch.set_num_threads(threads)
-    store = open_store(store_folder)
-    chain = store.chain(store.live() if base == "live" else base)
-    live = load_policy(chain, device="cpu", dtype="fp32", threads=threads)
-    engine = live.engine
-    assert isinstance(engine, TorchEngine)
-    lessons = gather(chain, datasets, seed=config.seed)
-    yield {
-        "event": "begin",
-        "base": chain[-1].id,
-        "frames": len(lessons.new),
-        "episodes": sum(len(source.episodes) for source in lessons.sources),
-        "held_out_episodes": sum(len(source.held_out) for source in lessons.sources),
-    }
-    trainer = Trainer(engine.model, live.transforms, live.spec, lessons, config)
-    for progress in trainer.run():
-        yield {
-            "event": "step",
-            "step": progress.step,
-            "steps": progress.steps,
-            "stage": progress.stage,
-            "loss": None if progress.loss != progress.loss else round(progress.loss, 5),
-            "seconds": round(progress.seconds, 2),
-            "held_out": progress.evaluation.to_dict() if progress.evaluation else None,
-            "note": progress.note,
-        }
-    outcome = trainer.outcome
-    yield {"event": "trained", "seconds": round(outcome.seconds, 2), "steps": outcome.steps, "notes": outcome.notes}
-    candidates = store.root / "candidates"
-    if not gate:
-        sealed = seal_candidate(candidates, chain, outcome, lessons, config)
-        yield {"event": "sealed", "version": sealed.id, "folder": str(sealed.folder), "passed": None, "reasons": []}
-        return
-    candidates.mkdir(parents=True, exist_ok=True)
-    # A policy is made of a bundle, and the bundle to keep has the verdict in it: the draft lies beside it, so that its
-    # weights need only another name.
-    with tempfile.TemporaryDirectory(prefix=".draft-", dir=candidates) as scratch:
-        draft = seal_candidate(Path(scratch), chain, outcome, lessons, config)
-        candidate = Policy(draft, TorchEngine(outcome.model.eval(), place=engine.place), live.files, live.transforms)
-        tried = []
-        if trials:
-            old = lessons.old.task_names() if lessons.old is not None else ()
-            for trial in try_tasks(candidate, live, lessons.new.task_names(), old, trials):
-                tried.append(trial)
-                yield {"event": "trial", **trial.to_dict()}
-        golden = Golden.of_chain(chain) or Golden.blank(live.spec, live.horizon, width=live.width)
-        verdict = judge(candidate, live, golden, outcome.curves, tried, bounds)
-        final = seal_verdict(draft, candidates, verdict.to_dict())
-    if verdict.passed:
-        store.add(final.folder)
-    yield {
-        "event": "sealed",
-        "version": final.id,
-        "folder": str(final.folder),
-        "passed": verdict.passed,
-        "decided_by": verdict.decided_by,
-        "reasons": list(verdict.reasons),
-    }
-
-
 def draw(events: Iterator[Event]) -> Iterator[Event]:
     """The same events, with a progress bar and a few lines on the terminal."""
     from rich.progress import Progress
@@ -201,6 +133,8 @@ def draw(events: Iterator[Event]) -> Iterator[Event]:
                         f"{event['episodes']} episodes, {event['frames']} frames, "
                         f"{event['held_out_episodes']} episodes held out; from {event['base']}"
                     )
+                case "resumed":
+                    bars.console.print(f"goes on after step {event['step']}, where an earlier run was ended")
                 case "step":
                     loss = "" if event["loss"] is None else f"loss {event['loss']:.3f}"
                     bars.update(bar, total=event["steps"], completed=event["step"], description=f"tuning  {loss}")

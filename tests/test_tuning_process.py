@@ -42,6 +42,28 @@ def test_sigterm_ends_it_at_once_and_leaves_nothing(place: Path) -> None:
     assert sorted(path.name for path in (place / "store").rglob("*")) == before
 
 
+def test_killed_and_given_again_it_goes_on(place: Path) -> None:
+    options = ("--steps", "400", "--save-every", "0.05", "--no-gate")
+    with tuning(place, *options) as child:
+        count = 0
+        while (line := child.next_line(count, timeout_s=60)) is not None and json.loads(line).get("step") != 30:
+            count += 1
+        child.process.send_signal(signal.SIGKILL)
+        assert child.wait(timeout_s=10) == -signal.SIGKILL
+    with tuning(place, *options) as child:
+        assert child.wait(timeout_s=60) == 0, child.last_words()
+    again = events(child)
+    assert again[1]["event"] == "resumed"
+    assert 0 < int(str(again[1]["step"])) <= 31
+    assert [event["step"] for event in again if event["event"] == "step"] == list(
+        range(int(str(again[1]["step"])), 401)
+    )
+    assert not list((place / "store" / "training").iterdir())  # it ended well
+    with tuning(place, *options, "--seed", "1") as other:  # of another run nothing is taken
+        assert other.wait(timeout_s=60) == 0
+    assert events(other)[1]["event"] == "step"
+
+
 def test_a_passed_candidate_is_in_the_store_with_its_verdict(place: Path) -> None:
     with tuning(place, "--steps", "150", "--rate", "0.005", "--strategy", "full") as child:
         assert child.wait(timeout_s=60) == 0, child.last_words()

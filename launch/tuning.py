@@ -1,0 +1,140 @@
+"""One tuning job as plain events: gather, train, seal, judge, and add to the store what passed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hotpolicy.finetune import snapshot as snapshots
+from hotpolicy.finetune.candidate import seal_candidate
+from hotpolicy.finetune.gate import Bounds, judge
+from hotpolicy.finetune.lessons import Lessons, gather
+from hotpolicy.finetune.settings import TuneConfig
+from hotpolicy.finetune.trainer import Outcome, Progress, Trainer
+from hotpolicy.launch.trials import try_tasks
+from hotpolicy.launch.versions import open_store
+from hotpolicy.runtime.bundle import Bundle, seal_verdict
+from hotpolicy.runtime.clock import now
+from hotpolicy.runtime.engine.torch_engine import TorchEngine
+from hotpolicy.runtime.golden import Golden
+from hotpolicy.runtime.policy import Policy, load_policy
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    store: Path
+    base: str  # a version's id, or "live"
+    datasets: tuple[Path, ...]
+    config: TuneConfig
+    threads: int
+    gate: bool  # judge it; without, it is sealed and not added to the store
+    trials: int  # episodes of each task's success check
+    bounds: Bounds
+    save_every: float  # seconds between training checkpoints; 0: none
+
+
+def tune(job: Job) -> Iterator[Event]:
+    """`begin`, perhaps `resumed`, `step` for every step, `trained`, `trial` for each task tried, and `sealed` with the
+    candidate's folder and the verdict. A job that was killed and is given again goes on after its last checkpoint."""
+    torch.set_num_threads(job.threads)
+    store, config = open_store(job.store), job.config
+    chain = store.chain(store.live() if job.base == "live" else job.base)
+    live = load_policy(chain, device="cpu", dtype="fp32", threads=job.threads)
+    engine = live.engine
+    assert isinstance(engine, TorchEngine)
+    lessons = gather(chain, job.datasets, seed=config.seed)
+    yield {
+        "event": "begin",
+        "base": chain[-1].id,
+        "frames": len(lessons.new),
+        "episodes": sum(len(source.episodes) for source in lessons.sources),
+        "held_out_episodes": sum(len(source.held_out) for source in lessons.sources),
+    }
+    trainer = Trainer(engine.model, live.transforms, live.spec, lessons, config)
+    yield from _train(trainer, job, store.root / "training", _identity(chain, lessons, config))
+    outcome = trainer.outcome
+    yield {"event": "trained", "seconds": round(outcome.seconds, 2), "steps": outcome.steps, "notes": outcome.notes}
+    candidates = store.root / "candidates"
+    if not job.gate:
+        sealed = seal_candidate(candidates, chain, outcome, lessons, config)
+        yield {"event": "sealed", "version": sealed.id, "folder": str(sealed.folder), "passed": None, "reasons": []}
+        return
+    sealing = _judged(candidates, chain, outcome, lessons, live, job)
+    while (event := next(sealing))["event"] != "sealed":
+        yield event
+    if event["passed"]:
+        store.add(Path(event["folder"]))
+    yield event
+
+
+def _train(trainer: Trainer, job: Job, folder: Path, identity: str) -> Iterator[Event]:
+    begin = snapshots.newest(folder, identity) if job.save_every else None
+    if begin:
+        yield {"event": "resumed", "step": begin.step}
+    saved = now()
+    for progress in trainer.run(begin):
+        if job.save_every and now() - saved > job.save_every:
+            snapshots.save(folder, identity, trainer.snapshot())
+            saved = now()
+        yield _step(progress)
+    shutil.rmtree(snapshots.home(folder, identity), ignore_errors=True)
+
+
+def _step(progress: Progress) -> Event:
+    return {
+        "event": "step",
+        "step": progress.step,
+        "steps": progress.steps,
+        "stage": progress.stage,
+        "loss": None if progress.loss != progress.loss else round(progress.loss, 5),
+        "seconds": round(progress.seconds, 2),
+        "held_out": progress.evaluation.to_dict() if progress.evaluation else None,
+        "note": progress.note,
+    }
+
+
+def _judged(
+    candidates: Path, chain: Sequence[Bundle], outcome: Outcome, lessons: Lessons, live: Policy, job: Job
+) -> Iterator[Event]:
+    """Trials, then the sealed candidate with its verdict."""
+    assert isinstance(live.engine, TorchEngine)
+    candidates.mkdir(parents=True, exist_ok=True)
+    # A policy is made of a bundle, and the bundle to keep has the verdict in it: the draft lies beside it, so that its
+    # weights need only another name.
+    with tempfile.TemporaryDirectory(prefix=".draft-", dir=candidates) as scratch:
+        draft = seal_candidate(Path(scratch), chain, outcome, lessons, job.config)
+        engine = TorchEngine(outcome.model.eval(), place=live.engine.place)
+        candidate = Policy(draft, engine, live.files, live.transforms)
+        tried = []
+        if job.trials:
+            old = lessons.old.task_names() if lessons.old is not None else ()
+            for trial in try_tasks(candidate, live, lessons.new.task_names(), old, job.trials):
+                tried.append(trial)
+                yield {"event": "trial", **trial.to_dict()}
+        golden = Golden.of_chain(chain) or Golden.blank(live.spec, live.horizon, width=live.width)
+        verdict = judge(candidate, live, golden, outcome.curves, tried, job.bounds)
+        final = seal_verdict(draft, candidates, verdict.to_dict())
+    yield {
+        "event": "sealed",
+        "version": final.id,
+        "folder": str(final.folder),
+        "passed": verdict.passed,
+        "decided_by": verdict.decided_by,
+        "reasons": list(verdict.reasons),
+    }
+
+
+def _identity(chain: Sequence[Bundle], lessons: Lessons, config: TuneConfig) -> str:
+    """Of a run: what it starts from, what it learns from, and how."""
+    parts = [chain[-1].digest, [asdict(source) for source in lessons.sources], config.to_dict()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
