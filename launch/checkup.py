@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -137,18 +138,27 @@ def look_at_disk(folder: Path) -> Iterator[Finding]:
 
 
 def look_at_store(folder: Path) -> Iterator[Finding]:
-    """Every version that could be asked for, its digests included."""
-    from hotpolicy.runtime.store import Store
+    """Every version that could be asked for, its digests included. An export of what is here sealed is left out: it is
+    made again when it is damaged."""
+    from hotpolicy.launch.versions import open_store
+    from hotpolicy.runtime.exported import Exported
 
     if not (folder / "versions").is_dir():
         yield Finding("store", "ok", f"{folder}: none yet; `hotpolicy add nano --store {folder}` makes one")
         return
-    store = Store(folder)
-    for name in sorted(path.name for path in (folder / "versions").iterdir() if not path.name.startswith(".")):
+    store = open_store(folder, onnx=(folder / "onnx").is_dir() and find_spec("onnxruntime") is not None)
+    sealed = sorted((folder / "versions").glob("[!.]*"))
+    exports = [
+        path for path in sorted((folder / "onnx").glob("[!.]*")) if not (folder / "versions" / path.name).is_dir()
+    ]
+    for path in [*sealed, *exports]:
         try:
-            store.open(name).verify()
+            if path in sealed:
+                store.open(path.name).verify()
+            else:
+                Exported.open(path)
         except HotpolicyError as error:
-            yield Finding("store", "bad", str(error), f"restore {folder}/versions/{name} from a copy, or delete it")
+            yield Finding("store", "bad", str(error), f"restore {path} from a copy, or delete it")
     try:
         yield Finding("store", "ok", f"{folder}: serves {store.live()}")
     except HotpolicyError as error:

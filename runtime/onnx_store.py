@@ -145,7 +145,7 @@ class OnnxLoad:
 
     def __init__(self, **options: Any):
         """OnnxOptions by name."""
-        self._options = OnnxOptions(**options)
+        self._given, self._options = options, OnnxOptions(**options)
         self._kin: WeakValueDictionary[tuple[str, str], OnnxEngine] = WeakValueDictionary()
 
     def __call__(self, bundle: Bundle, parent: Policy | None) -> Policy:
@@ -158,7 +158,7 @@ class OnnxLoad:
             engine = kin.with_head(exported) if kin else OnnxEngine.open(exported, self._options)
             return self._known(Policy(bundle, engine, exported))
         try:
-            engine = OnnxEngine.load(bundle, provider=self._options.provider, threads=self._options.threads)
+            engine = OnnxEngine.load(bundle, **self._given)
         except ModuleNotFoundError as error:
             raise BundleError(
                 f"{bundle.id}: was not exported, and exporting it needs {error.name}, which is not installed: "

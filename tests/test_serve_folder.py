@@ -16,6 +16,7 @@ import pytest
 from calling import call
 from random_policy import TINY, golden_of, head_only, seal_delta, seal_random
 
+from hotpolicy.launch.checkup import look_at_store
 from hotpolicy.launch.serve import make_server, serve_options
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.chain import resolve
@@ -154,6 +155,13 @@ def test_damage_in_the_store_is_repaired_by_adding_again(made: Made, tmp_path: P
         Slot(store, OnnxLoad())
     store.add(made.folder(made.base))
     assert Slot(store, OnnxLoad()).live.version == made.base.id
+
+
+def test_the_doctor_looks_at_exports_too(made: Made, tmp_path: Path) -> None:
+    store = _store(tmp_path, made, made.tuned)
+    assert [finding.text for finding in look_at_store(tmp_path)] == [f"{tmp_path}: serves {made.tuned.id}"]
+    (store.root / "onnx" / made.tuned.id / "head.onnx").write_bytes(b"torn")
+    assert [finding.level for finding in look_at_store(tmp_path)] == ["bad", "ok"]
 
 
 def test_what_cannot_be_served_is_said(made: Made, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ TESTS = (
     "test_server_answers.py",
     "test_server_endpoints.py",
 )
-TOOLS = ("pytest", "pytest-timeout", "hypothesis")
+TOOLS = ("pytest", "pytest-timeout", "hypothesis", "prometheus-client")  # the last: some tests read the metrics
 IMPORT = """
 import sys, time
 started = time.perf_counter()
@@ -67,12 +67,11 @@ def try_python(version: str, python: str, wheel: Path, home: Path) -> dict[str, 
     row["client import ms"] = min((done.stdout.strip() for done in imported), key=int)
     tools = [str(inside), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *TOOLS]
     subprocess.run([*tools, "--constraint", str(ROOT / "constraints.txt")], check=True)
-    shutil.copytree(ROOT / "tests", home / f"tests-{version}", ignore=shutil.ignore_patterns("__pycache__", "golden"))
-    shutil.copy(ROOT / "pyproject.toml", home)  # pytest's settings; the modules come from the wheel
-    tests = [str(home / f"tests-{version}" / name) for name in TESTS]
-    done = subprocess.run(
-        [inside, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], cwd=home, capture_output=True, text=True
-    )
+    tree = home / f"tree-{version}"  # tests only: the modules come from the wheel
+    shutil.copytree(ROOT / "tests", tree / "tests", ignore=shutil.ignore_patterns("__pycache__", "golden"))
+    shutil.copy(ROOT / "pyproject.toml", tree)
+    command = [str(inside), "-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in TESTS)]
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
     lines = done.stdout.strip().splitlines() or [done.stderr.strip()]
     row["tests"] = lines[-1].strip("= ")
     if done.returncode:
