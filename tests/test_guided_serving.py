@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from time import sleep
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from serving import LevelPolicy, TinyControl, TinySlot
 from serving import observation as level_observation
 
 from hotpolicy.launch.nano import SHIPPED
+from hotpolicy.robots.sources import PolicySource
 from hotpolicy.runtime import envelope
 from hotpolicy.runtime.bundle import Bundle
+from hotpolicy.runtime.chunks import ChunkBuffer, Chunking
 from hotpolicy.runtime.client import PolicyClient
 from hotpolicy.runtime.clock import Deadline
 from hotpolicy.runtime.config import ServeConfig
@@ -190,3 +193,36 @@ def test_what_was_promised_is_seen_from_where_the_arm_is_now(nano: Policy, seen:
     assert nano.transforms.relative.mask.all()
     np.testing.assert_allclose(nano.transforms.decode(guidance.previous, states), [promise, promise], atol=1e-3)
     assert np.abs(guidance.previous[0] - guidance.previous[1]).max() > 0.5
+
+
+def drive(source: PolicySource, seen: Observation, enough: Callable[[], bool]) -> list[np.ndarray | None]:
+    """A control loop of 33 Hz whose arm goes wherever it is sent, until there is enough of it."""
+    goals: list[np.ndarray | None] = []
+    patience = Deadline.after(20.0)
+    while not enough():
+        assert not patience.passed()
+        goals.append(source.act(seen).action)
+        if goals[-1] is not None:
+            seen = replace(seen, state=goals[-1])
+        sleep(0.03)
+    return goals
+
+
+@pytest.mark.parametrize("chunking", ["sync", "async", "rtc"])
+def test_a_control_loop_comes_from_chunk_to_chunk(
+    nano: Policy, seen: Observation, serve: Serve, chunking: Chunking
+) -> None:
+    def enough() -> bool:
+        done = server.stats()["counts"]
+        return bool(done.get("answered", 0) >= 4 and (chunking != "rtc" or done.get("guided", 0)))
+
+    server = serve(nano)
+    with robot(server) as client:
+        source = PolicySource(client, ChunkBuffer(33.0, replan=4, chunking=chunking))
+        source.begin("task")
+        goals = drive(source, seen, enough)
+    if chunking == "sync":
+        first = next(n for n, goal in enumerate(goals) if goal is not None)
+        assert sum(goal is None for goal in goals[first:]) >= 2, "it holds while it waits, for a tick at least"
+    if chunking != "rtc":
+        assert "guided" not in server.stats()["counts"]

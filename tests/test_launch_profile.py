@@ -88,6 +88,11 @@ def test_unchanged_copy_loads(tmp_path: Path) -> None:
     assert isinstance(load_profile(changed(tmp_path, lambda data: None)), Profile)
 
 
+def test_chunking_may_be_said_and_is_rtc_otherwise(tmp_path: Path) -> None:
+    assert load_profile(changed(tmp_path, lambda data: None)).chunking == "rtc"
+    assert load_profile(changed(tmp_path, lambda data: data.update(chunking="sync"))).chunking == "sync"
+
+
 MISTAKES: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda d: d.pop("rate_hz"), r"rate_hz: missing, expected a number above 0 and at most 1000 Hz"),
     (lambda d: d.update(rate_hz="fast"), r"rate_hz: expected a number above 0 and at most 1000 Hz, got 'fast'"),
@@ -95,6 +100,7 @@ MISTAKES: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda d: d.update(rate_hz=float("nan")), r"rate_hz: expected a number"),
     (lambda d: d.update(rate_hz=True), r"rate_hz: expected a number"),
     (lambda d: d.update(speed=3), r"unknown speed"),
+    (lambda d: d.update(chunking="none"), r"chunking: expected one of sync, async, rtc, got 'none'"),
     (lambda d: d["arm"].update(id=3), r"arm: unknown id"),
     (lambda d: d["arm"].update(port=""), r"arm\.port: expected text"),
     (lambda d: d["arm"].update(baudrate=9600), r"arm\.baudrate: expected one of 1000000"),

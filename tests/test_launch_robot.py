@@ -135,6 +135,7 @@ def test_session_without_a_server(
     [
         (["run", "--task", "touch the red cube"], "no server there before the deadline"),
         (["run", "--task", "x", "--boundary", "never"], "boundary: expected chunk or episode, got 'never'"),
+        (["run", "--task", "x", "--chunking", "never"], "chunking: expected one of sync, async, rtc, got 'never'"),
         (["record", "{folder}/none", "--task", "juggle the cubes"], "task: expected a verb of"),
         (["record", "{folder}/none", "--task", "touch the red cube", "--teleop", "thought"], "teleop: expected"),
         (
