@@ -95,6 +95,9 @@ class NullSlot:
     def policy_for(self, session: str, boundary: str, episode: int) -> NullPolicy:
         return self.live
 
+    def report_latency(self, version: str, ms: float) -> None:
+        pass
+
     def report_fault(self, version: str) -> None:
         raise RuntimeError("the null policy failed")
 

@@ -5,29 +5,32 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import zmq
 
-from hotpolicy.runtime import envelope, wire
+from hotpolicy.runtime import envelope, pictures, ring, wire
 from hotpolicy.runtime.clock import Deadline, now
 from hotpolicy.runtime.connection import Connection
 from hotpolicy.runtime.envelope import ServerInfo
 from hotpolicy.runtime.errors import BadReply, BadRequest, ConfigError, HotpolicyError, ServerLost
 from hotpolicy.runtime.messages import ActionChunk, Boundary, InferRequest, Observation, Rtc
+from hotpolicy.runtime.wire import Message
 
 __all__ = ["ControlClient", "PolicyClient", "ServerInfo"]
 
 
 @dataclass(slots=True)
 class _Asked:
-    """A request sent by `ask` whose answer is awaited."""
+    """A request whose answer is awaited."""
 
     id: int
     deadline: Deadline
     server: int
+    lent: InferRequest | None = None  # its pictures are in the ring; kept in case the server cannot read them there
+    again: bool = False  # they were sent as frames since
 
 
 class PolicyClient(Connection):
@@ -43,24 +46,39 @@ class PolicyClient(Connection):
         session: str | None = None,
         timeout_s: float = 1.0,
         boundary: Boundary = "chunk",
+        *,
+        shared_memory: bool | None = None,
+        jpeg: int | Mapping[str, int] | None = None,
     ):
         """`endpoint`: the server's; of several, the first is preferred, and the next one is asked while it gives no
         answer or is going. `timeout_s`: the deadline of a call that names none, s. `boundary`: when this robot may
-        change version. A change of server may be one of version, whatever the boundary: the chunk names it."""
+        change version. A change of server may be one of version, whatever the boundary: the chunk names it.
+        `shared_memory`: put pictures where a server on an ipc endpoint reads them in place, once it has said that it
+        does (see ring.py); None: where that can be. `jpeg`: the quality, 1 to 100, that pictures are sent with, of all
+        cameras or by name; None: as they are."""
         if not timeout_s > 0:
             raise ConfigError(f"timeout_s: expected more than 0, got {timeout_s}")
+        self._jpeg = pictures.check_quality(jpeg)
         super().__init__(endpoint)
         self.session = session or uuid.uuid4().hex
         self.timeout_s = timeout_s
         self.boundary = boundary
         self.episode = 0
         self._asked: _Asked | None = None
+        self._lending = self._lender(shared_memory) if shared_memory is not False else None
 
     def close(self) -> None:
         """Say goodbye, if a server is there to hear it, so that it holds nothing for this session."""
         self._say_goodbye(self._failover.active)
         for socket in self._sockets:
             socket.close(100)
+        if self._lending:
+            self._lending.close()
+
+    @property
+    def lends(self) -> bool:
+        """Whether the next pictures go through shared memory."""
+        return self._lending is not None and bool(self._lending.allowed)
 
     def hello(self) -> ServerInfo:
         """What the server serves. Raises ServerLost, BadReply."""
@@ -102,9 +120,9 @@ class PolicyClient(Connection):
         request, deadline = self._request(observation, deadline_ms, rtc)
         self._asked = None
         self._look_back()
-        server = self._post(envelope.from_request(request), deadline)
-        if (reply := self._await(request.id, deadline, server)) is None:
-            raise self._lost(server, "no answer before the deadline")
+        asked = self._put(request, deadline, deadline)
+        if (reply := self._answer(asked, deadline)) is None:
+            raise self._lost(asked.server, "no answer before the deadline")
         return envelope.to_chunk(reply)
 
     def ask(self, observation: Observation, deadline_ms: float | None = None, rtc: Rtc | None = None) -> int:
@@ -115,8 +133,7 @@ class PolicyClient(Connection):
         request, deadline = self._request(observation, deadline_ms, rtc)
         self._asked = None
         self._look_back()
-        server = self._post(envelope.from_request(request), Deadline.after(0.0))
-        self._asked = _Asked(request.id, deadline, server)
+        self._asked = self._put(request, deadline, Deadline.after(0.0))
         return request.id
 
     def poll(self, timeout: float = 0.0) -> ActionChunk | None:
@@ -129,7 +146,7 @@ class PolicyClient(Connection):
         if asked is None:
             return None
         try:
-            reply = self._await(asked.id, Deadline.after(min(timeout, asked.deadline.remaining())), asked.server)
+            reply = self._answer(asked, Deadline.after(min(timeout, asked.deadline.remaining())))
         except HotpolicyError:
             self._asked = None
             raise
@@ -144,6 +161,62 @@ class PolicyClient(Connection):
         goodbye = envelope.message("bye", next(self._ids), session=self.session)
         with contextlib.suppress(zmq.ZMQError):
             self._send(server, wire.encode(goodbye))
+
+    def _put(self, request: InferRequest, deadline: Deadline, until: Deadline) -> _Asked:
+        """Post a request before `until`; its pictures go into the ring once the server has said that it reads one."""
+        message, lending = self._message(request), self._lending
+        if lending is None:
+            return _Asked(request.id, deadline, self._post(message, until))
+        if lending.about(self.endpoint):
+            self._post(envelope.message("hello", ring.GREETING), until)
+            lending.asked = True
+        lent = lending.lend(message)
+        try:
+            return _Asked(request.id, deadline, self._post(message, until), request if lent else None)
+        except ServerLost:
+            lending.answered(request.id)
+            raise
+
+    def _answer(self, asked: _Asked, until: Deadline) -> Message | None:
+        """The reply, or None when it is not here in time. What was lent and refused is sent once more, as frames: a
+        server that takes those cannot read the ring (it runs in another container, say), and is lent no more."""
+        while True:
+            try:
+                return self._await(asked.id, until, asked.server)
+            except BadRequest:
+                if self._lending is None or asked.lent is None:
+                    raise
+                self._lending.allowed = asked.again  # refused again: it is the observation that is wrong
+                if asked.again:
+                    raise
+                asked.again = True
+                asked.server = self._post(self._message(asked.lent), until)
+
+    def _lender(self, wanted: bool | None) -> ring.Lending | None:
+        """Raises ConfigError where it is wanted and cannot be."""
+        local = any(endpoint.startswith("ipc://") for endpoint in self.endpoints)
+        if wanted and not (local and ring.SUPPORTED):
+            Connection.close(self)
+            expected = "an ipc endpoint" if ring.SUPPORTED else "Linux, whose memfd it needs"
+            raise ConfigError(f"shared_memory: expected {expected}, got {self.endpoint!r}")
+        return ring.Lending(self.endpoint) if local and ring.SUPPORTED else None
+
+    def _message(self, request: InferRequest) -> Message:
+        message = envelope.from_request(request)
+        if self._jpeg:
+            message["images"] = pictures.pack(message["images"], self._jpeg)
+        return message
+
+    def _lost(self, server: int, what: str) -> ServerLost:
+        if self._lending:
+            self._lending.lost()
+        return super()._lost(server, what)
+
+    def _receive(self, deadline: Deadline, server: int) -> Message | None:
+        while True:
+            reply = super()._receive(deadline, server)
+            if not reply or self._lending is None or not self._lending.heard(reply):
+                return reply
 
     def _request(
         self, observation: Observation, deadline_ms: float | None, rtc: Rtc | None

@@ -36,6 +36,8 @@ class ServerInfo:
     version: str  # the live policy version
     digest: str
     state: str  # starting, warming, ready, draining or failed
+    shared_memory: bool = False  # whether it reads pixels that a client lends
+    jpeg: bool = False  # whether it decodes pictures
 
 
 class Fields:
@@ -219,6 +221,8 @@ def to_info(message: Message) -> ServerInfo:
         version=fields.text("version", 128),
         digest=fields.text("digest", 128),
         state=fields.text("state", 16),
+        shared_memory=message.get("shared_memory") is True,
+        jpeg=message.get("jpeg") is True,
     )
 
 

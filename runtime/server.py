@@ -246,6 +246,7 @@ class PolicyServer:
         """The socket thread lives, as it comes here; the inference thread lives, as it goes on. So both are proven when
         the service manager is told, and an inference may take longer than its watchdog's interval."""
         self._looked = now()
+        self._robots.tidy()
         turn, computing = self._turn, self._life.state in ("ready", "draining")
         longest_s = self.config.longest_inference_s if computing else self.config.longest_load_s
         if self._pulse.look(self._inference.progress, self._looked) > longest_s:

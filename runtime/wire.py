@@ -2,7 +2,9 @@
 
 Frame 0 is a msgpack map {"v": 1, "kind": ..., "id": ..., ...}. An array anywhere in it stands as
 {"$a": [dtype, shape, place]}: `place` is the number of the frame with its bytes (C order, little endian), or the bytes
-themselves when they are few. This file knows no sockets and no robots; what the fields mean is envelope.py's business.
+themselves when they are few, or ["ring", offset] when they lie in memory that the sender lent (see ring.py). A picture
+may also travel encoded, with the encoding's name in the place of the dtype. This file knows no sockets and no robots;
+what the fields mean is envelope.py's business.
 
 Rule 1: nothing is built from a peer's bytes before its size has been checked.
 Rule 2: whatever the bytes, decoding ends in a message or in one fault that names the field.
@@ -11,9 +13,10 @@ Rule 2: whatever the bytes, decoding ends in a message or in one fault that name
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, Protocol
 
 import msgpack
 import numpy as np
@@ -23,6 +26,8 @@ from hotpolicy.runtime.errors import BadRequest, HotpolicyError
 VERSION = 1
 INLINE_BYTES = 4096  # up to here an array rides in the header: a frame of its own costs more than the copy
 ARRAY = "$a"
+RING = "ring"  # in an array's place, and the header's field that says which ring and slot
+ENCODINGS = ("jpeg",)
 
 # Booleans, integers and floats; no object, string or time dtype can be named on this wire.
 DTYPES = {
@@ -52,6 +57,32 @@ class Caps:
 CAPS = Caps()
 
 
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """Stands for a uint8 array that lies in the sender's ring."""
+
+    shape: tuple[int, ...]
+    offset: int  # bytes, from the beginning of the slot
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A picture as it travels; whoever receives it decodes it, if it is what it says."""
+
+    encoding: str  # one of ENCODINGS
+    shape: tuple[int, ...]  # (height, width, 3) of the uint8 pixels
+    data: Buffer
+
+
+class Loan(Protocol):
+    """A slot of a client's ring, as a reader has it."""
+
+    pixels: memoryview
+
+
+Lender = Callable[[Message], Loan]  # the slot a message refers to; raises `fault` naming the field
+
+
 class _Encoder(threading.local):
     """One per thread: the packer's buffer is kept from message to message."""
 
@@ -68,6 +99,11 @@ class _Encoder(threading.local):
                 return {ARRAY: (name, value.shape, value.tobytes())}
             self.frames.append(np.ascontiguousarray(value).data.cast("B"))
             return {ARRAY: (name, value.shape, len(self.frames) - 1)}
+        if isinstance(value, Lent):
+            return {ARRAY: ("|u1", value.shape, (RING, value.offset))}
+        if isinstance(value, Encoded):
+            self.frames.append(value.data)
+            return {ARRAY: (value.encoding, value.shape, len(self.frames) - 1)}
         if isinstance(value, np.generic) and value.dtype in _NAMES:
             return value.item()
         raise BadRequest(f"message: expected numbers, text, maps, lists and arrays, got {type(value).__name__}")
@@ -96,16 +132,24 @@ def encode(message: Message) -> list[Buffer]:
     return frames
 
 
-def decode(frames: Sequence[Buffer], caps: Caps = CAPS, fault: type[HotpolicyError] = BadRequest) -> Message:
-    """The message in these frames; its large arrays are read-only views of them.
+def decode(
+    frames: Sequence[Buffer],
+    caps: Caps = CAPS,
+    fault: type[HotpolicyError] = BadRequest,
+    lender: Lender | None = None,
+) -> Message:
+    """The message in these frames; its large arrays are read-only views of them, or of the slot that `lender` finds,
+    and then the field `ring` holds that loan. Without a lender no array may lie in a ring.
 
     Raises `fault` (BadRequest at a server, BadReply at a client) and nothing else, whatever the bytes.
     """
     header = _header(frames, caps, fault)
     if header.get("v") != VERSION:
         raise fault(f"v: expected {VERSION}, got {_short(header.get('v'))}")
-    reader = Reader(frames, caps, fault)
+    reader = Reader(frames, caps, fault, lender and partial(lender, header))
     reader.walk(header, (), 1)
+    if reader.loan:
+        header[RING] = reader.loan
     if reader.unread:
         raise fault(f"frames: expected each to belong to one array, but {len(reader.unread)} belong to none")
     return header
@@ -152,11 +196,19 @@ class Reader:
     A path is only spelled out for a fault: on the way it is a chain of tuples, which cost nothing.
     """
 
-    __slots__ = ("caps", "fault", "frames", "unread")
+    __slots__ = ("borrow", "caps", "fault", "frames", "loan", "unread")
     marks: ClassVar[frozenset[str | bytes]] = frozenset((ARRAY,))  # keys that make a map the stand-in of an array
 
-    def __init__(self, frames: Sequence[Buffer], caps: Caps, fault: type[HotpolicyError]):
+    def __init__(
+        self,
+        frames: Sequence[Buffer],
+        caps: Caps,
+        fault: type[HotpolicyError],
+        borrow: Callable[[], Loan] | None = None,
+    ):
         self.frames, self.caps, self.fault = frames, caps, fault
+        self.borrow = borrow
+        self.loan: Loan | None = None
         self.unread = set(range(1, len(frames)))
 
     def walk(self, value: Any, path: Path, depth: int) -> Any:
@@ -184,9 +236,29 @@ class Reader:
             raise self.wrong(path, "an array as [dtype, shape, place]")
         name, shape, place = spec
         dtype = DTYPES.get(name) if type(name) is str else None
+        if type(place) is list:
+            return self._lent(name, shape, place, path)
+        if dtype is None and name in ENCODINGS:
+            self._size(shape, path)
+            return Encoded(name, tuple(shape), place if type(place) is bytes else self._frame(place, path))
         if dtype is None:
             raise self.wrong(path, f"a dtype among {', '.join(DTYPES)}, got {_short(name)}")
         return self.array(dtype, shape, place if type(place) is bytes else self._frame(place, path), path)
+
+    def _lent(self, name: object, shape: Any, place: list[Any], path: Path) -> np.ndarray:
+        """Pixels only: of other numbers more would have to be checked, and the sender can change them after that."""
+        if self.borrow is None:
+            raise self.wrong(path, "the number of an array's own frame: shared memory is for ipc endpoints")
+        if len(place) != 2 or place[0] != RING or type(place[1]) is not int or place[1] < 0:
+            raise self.wrong(path, f"a place as [{RING!r}, offset]")
+        if name != "|u1":
+            raise self.wrong(path, f"|u1 in a ring, got {_short(name)}")
+        if self.loan is None:
+            self.loan = self.borrow()
+        size, offset = self._size(shape, path), place[1]
+        if offset + size > len(self.loan.pixels):
+            raise self.wrong(path, f"{size} bytes at {offset} inside a slot of {len(self.loan.pixels)}")
+        return self.array(DTYPES["|u1"], shape, self.loan.pixels[offset : offset + size], path)
 
     def array(self, dtype: np.dtype[Any], shape: Any, data: Buffer, path: Path) -> np.ndarray:
         """A read-only view of `data` (C order), copied only where it is not aligned."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from hotpolicy.runtime import envelope, wire
 from hotpolicy.runtime.envelope import Fields
@@ -15,20 +16,22 @@ from hotpolicy.runtime.wire import Buffer, Caps, Message
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[bytes, Message], Message | None]  # the reply, or None when it comes later or never
+Lender = Callable[[bytes, Message], wire.Loan]
 
 
 class Native:
-    """Frames to messages and back. `handler` runs in the socket thread and may raise HotpolicyError."""
+    """Frames to messages and back. `handler` and `lender` run in the socket thread and may raise HotpolicyError."""
 
-    def __init__(self, router: Router, caps: Caps, meter: Meter, handler: Handler):
+    def __init__(self, router: Router, caps: Caps, meter: Meter, handler: Handler, lender: Lender | None = None):
+        """`lender`: the slot of a ring that a peer's message refers to; None: nobody may lend."""
         self.router = router
-        self._caps, self._meter, self._handler = caps, meter, handler
+        self._caps, self._meter, self._handler, self._lender = caps, meter, handler, lender
 
     def handle(self, peer: bytes, frames: Sequence[Buffer]) -> None:
         """Garbage is answered where an id can be read in it, and counted always."""
         fault: HotpolicyError
         try:
-            message = wire.decode(frames, self._caps)
+            message = wire.decode(frames, self._caps, lender=self._lender and partial(self._lender, peer))
             Fields(message, BadRequest).integer("id")
             if reply := self._handler(peer, message):
                 self.send(peer, reply)

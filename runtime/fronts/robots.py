@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
-from hotpolicy.runtime import envelope
+from hotpolicy.runtime import envelope, pictures, wire
 from hotpolicy.runtime.desk import Desk
 from hotpolicy.runtime.envelope import SESSION_LENGTH, Fields
 from hotpolicy.runtime.errors import BadRequest, HotpolicyError
 from hotpolicy.runtime.fronts.native import Native
+from hotpolicy.runtime.loan import Loan, Loans
+from hotpolicy.runtime.ring import SUPPORTED
 from hotpolicy.runtime.router import Router
 from hotpolicy.runtime.scheduler import Outcome
 from hotpolicy.runtime.wire import Buffer, Message
@@ -17,17 +20,27 @@ from hotpolicy.runtime.wire import Buffer, Message
 class Robots:
     def __init__(self, router: Router, desk: Desk):
         self.router, self._desk = router, desk
-        self._native = Native(router, desk.config.caps, desk.meter, self._reply_to)
+        config = desk.config
+        self._shared = SUPPORTED and config.endpoint.startswith("ipc://")
+        self._loans = Loans(config.max_sessions, config.caps.message_bytes)
+        self._native = Native(router, config.caps, desk.meter, self._reply_to, self._lend if self._shared else None)
 
     def handle(self, peer: bytes, frames: Sequence[Buffer]) -> None:
         self._native.handle(peer, frames)
+
+    def tidy(self) -> None:
+        """Let go of what clients lent that are gone. For the socket thread, now and then."""
+        self._loans.sweep()
 
     def _reply_to(self, peer: bytes, message: Message) -> Message | None:
         id = message["id"]
         match message.get("kind"):
             case "infer":
+                pictures.unpack(message, self._desk.policy.spec)
                 request = envelope.to_request(message)
-                self._desk.admit(request, peer, lambda outcome: self._answer(peer, request.id, outcome))
+                loan = message.get(wire.RING)
+                answer = partial(self._answer, peer, request.id, loan if isinstance(loan, Loan) else None)
+                self._desk.admit(request, peer, answer)
                 return None
             case "ping":
                 return envelope.message("pong", id, state=self._desk.life.state)
@@ -39,11 +52,22 @@ class Robots:
                 self._desk.cancel((peer, _session(message)))
                 return envelope.message("cancelled", id)
             case "bye":
+                self._loans.forget((peer, _session(message)))
                 self._desk.leave((peer, _session(message)))
                 return None
         raise BadRequest("kind: expected infer, hello, ping, stats, cancel or bye on the robots' endpoint")
 
-    def _answer(self, peer: bytes, id: int, outcome: Outcome) -> None:
+    def _lend(self, peer: bytes, message: Message) -> Loan:
+        return self._loans.take((peer, _session(message)), message.get(wire.RING))
+
+    def _answer(self, peer: bytes, id: int, loan: Loan | None, outcome: Outcome) -> None:
+        """From any thread."""
+        if loan and not isinstance(outcome, HotpolicyError):
+            try:
+                loan.check()
+            except BadRequest as torn:  # the pixels changed while they were read: what came of them is no answer
+                self._desk.meter.count(torn.code)
+                outcome = torn
         if isinstance(outcome, HotpolicyError):
             self._native.send(peer, envelope.from_error(id, outcome))
         else:
@@ -59,6 +83,8 @@ class Robots:
             version=policy.version,
             digest=policy.digest,
             state=self._desk.life.state,
+            shared_memory=self._shared,
+            jpeg=pictures.READABLE,
         )
 
 
