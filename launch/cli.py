@@ -30,6 +30,7 @@ from hotpolicy.launch.serve import serve
 from hotpolicy.launch.session import session
 from hotpolicy.launch.setup_motors import find_port, setup_motors
 from hotpolicy.launch.stop import stop
+from hotpolicy.launch.top import top
 from hotpolicy.launch.versions import add, history, rollback, status, swap, versions
 from hotpolicy.launch.virtual_arm import virtual_arm
 from hotpolicy.runtime.errors import HotpolicyError, StopUnconfirmed
@@ -76,6 +77,7 @@ VERBS = (
     swap,
     rollback,
     status,
+    top,
     history,
     add,
     export,

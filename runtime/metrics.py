@@ -1,18 +1,12 @@
-"""Counts and latencies of a server, cheap enough to keep for every request; optionally read by Prometheus."""
+"""Counts and latencies of a server, cheap enough to keep for every request."""
 
 from __future__ import annotations
 
 import resource
 import threading
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from hotpolicy.runtime.errors import ConfigError
-
-if TYPE_CHECKING:
-    from prometheus_client.core import Metric
 
 WINDOW = 2048  # latest samples a quantile is taken over
 QUANTILES = (0.5, 0.95, 0.99)
@@ -85,67 +79,3 @@ def quantile(ordered: list[float], q: float) -> float:
 def resident_bytes() -> int:
     """Memory that this process has in RAM."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-class Exposition:
-    """Serves a stats map to Prometheus on 127.0.0.1 until closed. Raises ConfigError when the port is taken."""
-
-    def __init__(self, port: int, stats: Callable[[], dict[str, Any]]):
-        try:
-            from prometheus_client import CollectorRegistry, start_http_server
-        except ImportError as error:
-            raise ConfigError("metrics_port: expected the package prometheus-client to be installed") from error
-        registry = CollectorRegistry()
-        registry.register(_Collector(stats))
-        try:
-            self._server, self._thread = start_http_server(port, addr="127.0.0.1", registry=registry)
-        except OSError as error:
-            raise ConfigError(f"metrics_port: cannot listen on 127.0.0.1:{port}: {error.strerror}") from error
-        self.port = self._server.server_port
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-class _Collector:
-    """Reads the stats when scraped, so that serving pays nothing for it."""
-
-    def __init__(self, stats: Callable[[], dict[str, Any]]):
-        self._stats = stats
-
-    def collect(self) -> Iterable[Metric]:
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
-        stats = self._stats()
-        requests = CounterMetricFamily("hotpolicy_requests", "Requests by what became of them", labels=["outcome"])
-        for outcome, number in stats["counts"].items():
-            requests.add_metric([outcome], number)
-        yield requests
-        others = CounterMetricFamily(
-            "hotpolicy_front_requests", "Requests of other runtimes' clients", labels=["front", "outcome"]
-        )
-        for front, counts in stats["fronts"].items():
-            for outcome, number in counts.items():
-                others.add_metric([front, outcome], number)
-        yield others
-        latency = GaugeMetricFamily(
-            "hotpolicy_latency_ms", "Latency over recent requests", labels=["phase", "quantile"]
-        )
-        for phase, summary in stats["latency_ms"].items():
-            for name, value in summary.items():
-                if name != "n":
-                    latency.add_metric([phase, name], value)
-        yield latency
-        waiting = GaugeMetricFamily("hotpolicy_waiting", "Requests waiting to be computed", value=stats["waiting"])
-        yield waiting
-        stall = GaugeMetricFamily("hotpolicy_swap_stall_ms", "Time swaps held the inference thread", labels=["which"])
-        for which in ("last", "longest"):
-            stall.add_metric([which], stats["swap_stall_ms"][which])
-        yield stall
-        version = GaugeMetricFamily("hotpolicy_version_info", "Policy versions in memory", labels=["role", "version"])
-        for role, name in stats["versions"].items():
-            if name is not None:
-                version.add_metric([role, name], 1)
-        yield version

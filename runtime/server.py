@@ -31,8 +31,9 @@ from hotpolicy.runtime.fronts.operators import Control, Operators
 from hotpolicy.runtime.fronts.robots import Robots
 from hotpolicy.runtime.inference import Inference, Slot
 from hotpolicy.runtime.life import Life, State
-from hotpolicy.runtime.metrics import Exposition, Meter, resident_bytes
+from hotpolicy.runtime.metrics import Meter, resident_bytes
 from hotpolicy.runtime.notify import Notifier
+from hotpolicy.runtime.prometheus import Exposition
 from hotpolicy.runtime.pulse import Pulse
 from hotpolicy.runtime.router import Router
 from hotpolicy.runtime.scheduler import Scheduler
@@ -67,6 +68,7 @@ class PolicyServer:
         self._left_behind: list[threading.Thread] = []
         self._cleanup = contextlib.ExitStack()
         self._exposition: Exposition | None = None
+        self._fronts: list[Front] = []
         self._gr00t: Gr00t | None = None
         self._openpi: Openpi | None = None
         self._started_at = now()
@@ -98,7 +100,7 @@ class PolicyServer:
             self._operators = Operators(self._socket(stack, context), self._desk, self._control)
             self.endpoint = self._robots.router.bind("endpoint", self.config.endpoint)
             self.control_endpoint = self._operators.router.bind("control", self.config.control)
-            self._fronts: list[Front] = [self._operators, self._robots]
+            self._fronts = [self._operators, self._robots]
             if self.config.gr00t:
                 self._gr00t = Gr00t(self._socket(stack, context), self._desk, self.config.gr00t)
                 self.gr00t_endpoint = self._gr00t.router.bind("gr00t", self.config.gr00t.endpoint)
@@ -191,6 +193,7 @@ class PolicyServer:
             "counts": self.meter.counts(),
             "fronts": {name: front.meter.counts() for name, front in fronts.items() if front},
             "latency_ms": self.meter.latency_ms(),
+            "unsent": sum(front.router.dropped for front in self._fronts),
             "waiting": self._inference.waiting(),
             "sessions": self._inference.active_sessions(),
             "swap_stall_ms": dict(self._inference.swap_stall_ms),
