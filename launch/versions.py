@@ -83,9 +83,11 @@ def status(control: Control = CONTROL, as_json: AsJson = False) -> None:
 
 
 def history(control: Control = CONTROL, as_json: AsJson = False) -> None:
-    """List every change of the live version, oldest first: when, what, by whom."""
+    """List every change of the live version, oldest first: when, what, by whom, and why if by the server itself."""
     with connect(control) as client:
-        console.show(client.history()["changes"], ("at", "action", "version", "before", "by"), as_json)
+        changes = client.history()["changes"]
+    rows = changes if as_json else [{**change, "reason": (change["verdict"] or {}).get("reason")} for change in changes]
+    console.show(rows, ("at", "action", "version", "before", "by", "reason"), as_json)
 
 
 def connect(control: str) -> ControlClient:
