@@ -1,7 +1,8 @@
 """A policy version exported to ONNX: a folder that a robot can serve with ONNX Runtime and nothing else.
 
     manifest.json                     the bundle's own manifest (spec, transforms with tokenizer, provenance), the chain
-                                      it ends, where each tensor went, digests, precision, tools, certificate
+                                      it ends, where each tensor went and in which form, digests, precision with
+                                      what is kept out of it, tools, certificate
     tokenizer.model, golden.npz       where the policy has them: what reads its instructions, and what it is tried on
     prefix.onnx  prefix.onnx.data     images and instruction -> keys and values of every layer, once per frame
     head.onnx    head.onnx.data       those, state and noise -> actions; Euler's steps are a Loop inside
@@ -21,12 +22,18 @@ from typing import Any, Literal
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.digest import file_sha256
 from hotpolicy.runtime.errors import BundleError
+from hotpolicy.runtime.golden import FILE as GOLDEN
+from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.manifest import Manifest, TensorInfo, canonical
+from hotpolicy.runtime.quantise import Form
 
-SCHEMA = 2  # 1: a head that could not be guided
+SCHEMA = 3  # 1: a head that could not be guided; 2: fp32 only
 KIND = "hotpolicy-onnx"
 GraphName = Literal["prefix", "head"]
-FIELDS = ("kind", "bundle", "chain", "prefix", "tensors", "files", "precision", "opset", "tools", "certificate")
+FIELDS = (
+    "kind", "bundle", "chain", "prefix", "tensors", "files", "precision", "keep", "ranges", "inputs", "dims", "opset",
+    "tools", "certificate",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,13 +44,24 @@ class Exported:
 
     @property
     def tensors(self) -> dict[str, TensorInfo]:
-        """Every parameter of the version."""
-        return {name: TensorInfo(tuple(t["shape"]), "F32", t["sha256"]) for name, t in self.content["tensors"].items()}
+        """Every parameter of the version, as its bundle has it; a graph's data may have it in another form."""
+        return {
+            name: TensorInfo(tuple(t["shape"]), t["dtype"], t["sha256"]) for name, t in self.content["tensors"].items()
+        }
 
     @property
     def places(self) -> dict[str, GraphName | None]:
         """Parameter -> the graph that holds it; None for one that no action depends on."""
         return {name: t["graph"] for name, t in self.content["tensors"].items()}
+
+    @property
+    def forms(self) -> dict[str, Form]:
+        """Parameter that is in a graph -> how it is kept there."""
+        return {name: t["form"] for name, t in self.content["tensors"].items() if t["graph"]}
+
+    @property
+    def precision(self) -> str:
+        return str(self.content["precision"])
 
     @property
     def prefix(self) -> str:
@@ -63,6 +81,22 @@ class Exported:
         if name not in self.content["files"]:
             raise BundleError(f"{self.folder}: no file {name!r} was exported")
         return self.folder / name
+
+    def shapes(self, graph: GraphName) -> dict[str, list[list[int]]]:
+        """Input -> its smallest, usual and largest shape: what a provider compiles for."""
+        dims = {**self.content["dims"]}
+        return {
+            name: [[dims[size][i] if isinstance(size, str) else size for size in shape] for i in range(3)]
+            for name, shape in self.content["inputs"][graph].items()
+        }
+
+    def prefix_of(self, tensors: Mapping[str, TensorInfo]) -> str:
+        """What `prefix` would be with these parameters, in the same forms."""
+        return prefix_digest(self.content, tensors)
+
+    def golden(self) -> Golden | None:
+        """The golden observations of the version. Raises BundleError when they are damaged."""
+        return Golden.load(self.file(GOLDEN)) if GOLDEN in self.content["files"] else None
 
     @classmethod
     def open(cls, folder: Path | str) -> Exported:
@@ -99,12 +133,17 @@ def to_json(content: Mapping[str, Any]) -> bytes:
     return json.dumps({"digest": _digest(content), **content}, indent=1, allow_nan=False).encode()
 
 
-def prefix_digest(
-    model: Mapping[str, Any], tensors: Mapping[str, TensorInfo], places: Mapping[str, GraphName | None]
-) -> str:
-    """Two versions with the same one have keys and values in common, so one prefix session serves both."""
-    mine = {name: info.sha256 for name, info in tensors.items() if places[name] == "prefix"}
-    return hashlib.sha256(canonical({"model": model, "tensors": mine}).encode()).hexdigest()
+def prefix_digest(content: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> str:
+    """Two versions with the same one have keys and values in common, so one prefix session serves both. `content` is
+    the manifest's, of which model, forms and ranges count."""
+    mine = [name for name, t in content["tensors"].items() if t["graph"] == "prefix"]
+    made_of = {
+        "model": content["bundle"]["model"],
+        "tensors": {name: tensors[name].sha256 for name in mine},
+        "forms": {name: content["tensors"][name]["form"] for name in mine},
+        "ranges": {name: most for name, most in content["ranges"].items() if name in mine},
+    }
+    return hashlib.sha256(canonical(made_of).encode()).hexdigest()
 
 
 def _verify_file(path: Path, expected: str) -> None:

@@ -21,7 +21,7 @@ from hotpolicy.runtime import durable
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.chain import check_chain, check_delta
 from hotpolicy.runtime.engine.onnx_engine import OnnxEngine
-from hotpolicy.runtime.engine.onnx_session import OnnxOptions
+from hotpolicy.runtime.engine.onnx_provider import OnnxOptions
 from hotpolicy.runtime.errors import BundleError, UnknownVersion
 from hotpolicy.runtime.exported import Exported, is_exported
 from hotpolicy.runtime.golden import FILE as GOLDEN

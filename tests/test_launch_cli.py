@@ -187,16 +187,16 @@ def test_export_comes_with_a_certificate(
 ) -> None:
     store, out = tmp_path / "store", tmp_path / "onnx"
     _, version, _ = call(capsys, monkeypatch, "add", "nano", "--store", store)
-    code, text, err = call(capsys, monkeypatch, "export", version[:6], out, "--store", store, "--json")
+    code, text, err = call(capsys, monkeypatch, "export", version[:6], "--out", out, "--store", store, "--json")
     assert code == 0, err
     told = json.loads(text)
     assert (told["version"], told["folder"]) == (version.strip(), str(out))
-    assert told["max_abs_error"] <= told["tolerance"] == 1e-4
+    assert told["max_abs_error"] <= told["bound"] == 1e-4
     assert (out / "head.onnx").is_file()
 
     for arguments, wrong in (
-        (["export", "beef", tmp_path / "other"], "no version 'beef'"),
-        (["export", version[:6], out], "out: expected a folder that does not exist"),
+        (["export", "beef", "--out", tmp_path / "other"], "no version 'beef'"),
+        (["export", version[:6], "--out", out], "out: expected a folder that does not exist"),
     ):
         code, text, err = call(capsys, monkeypatch, *arguments, "--store", store)
         assert (code, text) == (2, "")

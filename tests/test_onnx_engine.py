@@ -20,7 +20,7 @@ from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.certificate import made_up_batch
 from hotpolicy.runtime.client import ControlClient, PolicyClient
 from hotpolicy.runtime.engine.onnx_engine import OnnxEngine
-from hotpolicy.runtime.engine.onnx_session import OnnxOptions
+from hotpolicy.runtime.engine.onnx_provider import OnnxOptions
 from hotpolicy.runtime.engine.torch_engine import TorchEngine
 from hotpolicy.runtime.errors import BundleError, ConfigError, EngineFault
 from hotpolicy.runtime.export import export
@@ -139,7 +139,7 @@ def test_what_is_not_an_export_says_so(base, tmp_path) -> None:
 def test_a_manifest_of_another_schema_is_refused(exported, tmp_path) -> None:
     path = tmp_path / "manifest.json"
     for content, text in (
-        ({**exported.content, "schema": 1}, "schema: expected 2, got 1; export it again"),
+        ({**exported.content, "schema": 2}, "schema: expected 3, got 2; export it again"),
         ({**exported.content, "more": 1}, "more: unknown field"),
         ({**exported.content, "bundle": {}}, "bundle: schema"),
     ):

@@ -7,16 +7,15 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from random_policy import TINY, TINY_PI05, TINY_SIGLIP, head_only, seal_delta, seal_random, transforms_of
+from random_policy import TINY, TINY_PI05, TINY_SIGLIP, golden_of, head_only, seal_delta, seal_random, transforms_of
 
 from hotpolicy.runtime.bundle import Bundle, seal
-from hotpolicy.runtime.certificate import certify, made_up_batch
+from hotpolicy.runtime.certificate import Frames, certify, check, made_up_batch
 from hotpolicy.runtime.engine import Batch
 from hotpolicy.runtime.engine.onnx_engine import OnnxEngine
 from hotpolicy.runtime.engine.torch_engine import TorchEngine
@@ -73,7 +72,8 @@ def test_certificate_is_in_the_manifest(cases: Callable[[str], Case]) -> None:
     exported = cases("nano").exported
     certificate = json.loads((exported.folder / "manifest.json").read_text())["certificate"]
     assert certificate == exported.certificate
-    assert (certificate["golden"], certificate["made_up"]) == (2, 6)
+    assert (certificate["golden"], certificate["recorded"], certificate["made_up"]) == (2, 0, 6)
+    assert (certificate["precision"], certificate["bound"]) == ("fp32", 1e-4)
     assert 0 < certificate["mean_abs_error"] < certificate["max_abs_error"] < 1e-5
     scale = transforms_of(NANO, CAMERAS).action.std.max(0)
     for joint, most in zip(certificate["joints"], scale, strict=True):
@@ -89,6 +89,9 @@ def test_manifest_has_all_that_a_client_needs(cases: Callable[[str], Case]) -> N
     assert (content["precision"], content["opset"]) == ("fp32", 20)
     graphs = {"prefix.onnx", "prefix.onnx.data", "head.onnx", "head.onnx.data"}
     assert set(content["files"]) == {*graphs, "golden.npz"}
+    golden = case.exported.golden()
+    assert golden is not None
+    assert golden.same(golden_of(TINY, CAMERAS))
     assert content["tools"]["torch"].startswith(torch.__version__.split("+")[0])
     assert {path.name for path in case.exported.folder.iterdir()} == {*content["files"], "manifest.json"}
 
@@ -145,26 +148,28 @@ def test_a_chain_is_exported_as_the_version_at_its_end(cases: Callable[[str], Ca
     np.testing.assert_allclose(OnnxEngine.open(exported).infer(batch), wanted, atol=1e-5)
 
 
-def test_an_export_beyond_its_tolerance_leaves_nothing(cases: Callable[[str], Case], tmp_path: Path) -> None:
+def test_an_export_beyond_its_bound_leaves_nothing(cases: Callable[[str], Case], tmp_path: Path) -> None:
     with pytest.raises(
-        BundleError, match=r"^certificate: ONNX Runtime differs from torch by \S+, expected at most"
+        BundleError,
+        match=r"^certificate: ONNX Runtime in fp32 differs from torch by \S+, expected at most 1e-09 .* deg$",
     ) as e:
-        export([cases("tiny").bundle], tmp_path / "deep" / "out", tolerance=1e-9)
+        export([cases("tiny").bundle], tmp_path / "deep" / "out", bound=1e-9)
     assert "\n" not in str(e.value)
     assert list((tmp_path / "deep").iterdir()) == []
 
 
 def test_the_certificate_sees_one_changed_weight(cases: Callable[[str], Case], tmp_path: Path) -> None:
-    """Of every parameter that is in a graph: moving it moves the actions by more than the tolerance."""
+    """Of every parameter that is in a graph: moving it moves the actions by more than the bound."""
     case = cases("tiny")
-    engine, batch = OnnxEngine.open(case.exported), made_up(TINY, 6)
+    engine, frames = OnnxEngine.open(case.exported), Frames((made_up(TINY, 6),), 0, 0, 6)
     spec, transforms = case.bundle.manifest.spec, transforms_of(TINY, CAMERAS)
     tensors = case.bundle.tensors()
     for name in ("vision.conv1.bias", "language.1.self_attn.k_proj.weight", "state_proj.bias", "expert_norm.weight"):
         delta = seal_delta(tmp_path, case.bundle, lambda n, name=name: n == name)
         assert not np.array_equal(delta.tensors()[name], tensors[name])
-        with pytest.raises(BundleError, match="certificate: ONNX Runtime differs from torch"):
-            certify(TorchEngine.load(case.bundle).derive(delta), engine, spec, transforms, [batch])
+        wanted = frames.answers(TorchEngine.load(case.bundle).derive(delta))
+        with pytest.raises(BundleError, match="certificate: ONNX Runtime in fp32 differs from torch"):
+            check(certify(wanted, engine, frames, spec, transforms, "fp32", 1e-4))
 
 
 def test_a_folder_that_is_there_is_not_touched(cases: Callable[[str], Case], tmp_path: Path) -> None:
@@ -185,11 +190,9 @@ def test_what_cannot_be_exported_is_named(cases: Callable[[str], Case], tmp_path
         return seal(tmp_path / "bundles", kind="full", parent=None, spec=manifest.spec,
                     transforms=manifest.transforms, provenance={}, **content)  # fmt: skip
 
-    halved = {**tensors, "state_proj.bias": tensors["state_proj.bias"].astype(ml_dtypes.bfloat16)}
     lacking = {name: array for name, array in tensors.items() if name != "state_proj.bias"}
     delta = seal_delta(tmp_path / "bundles", bundle, head_only)
     for chain, text in (
-        ([altered(tensors=halved)], "state_proj.bias: ONNX export is for float32 versions, this one is BF16"),
         ([altered(tensors=lacking)], "1 missing, first 'state_proj.bias'"),
         ([altered(model={"family": "other", "config": {}})], "model.family: expected 'pi0'"),
         ([delta], "expected a full bundle first"),

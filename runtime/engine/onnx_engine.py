@@ -21,9 +21,11 @@ import numpy as np
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.chain import check_delta
 from hotpolicy.runtime.engine import Batch, Guidance
-from hotpolicy.runtime.engine.onnx_session import OnnxOptions, Session
+from hotpolicy.runtime.engine.compact import compact
+from hotpolicy.runtime.engine.onnx_provider import OnnxOptions
+from hotpolicy.runtime.engine.onnx_session import Session, Value
 from hotpolicy.runtime.errors import BundleError
-from hotpolicy.runtime.exported import Exported, GraphName, prefix_digest
+from hotpolicy.runtime.exported import Exported
 from hotpolicy.runtime.manifest import TensorInfo
 
 log = logging.getLogger(__name__)
@@ -64,8 +66,8 @@ class OnnxEngine:
         """An exported folder; needs neither torch nor onnx. Raises BundleError naming the file that is wrong."""
         exported = folder if isinstance(folder, Exported) else Exported.open(folder)
         options = options or OnnxOptions()
-        prefix = Session(exported, "prefix", {}, options)
-        head = Session(exported, "head", {}, options)
+        prefix = Session(exported, "prefix", exported.tensors, {}, options)
+        head = Session(exported, "head", exported.tensors, {}, options)
         for name, session in (("prefix", prefix), ("head", head)):
             if session.metadata.get("prefix") != exported.prefix:
                 raise BundleError(f"{exported.folder}: {name}.onnx: made for another prefix than the manifest names")
@@ -75,6 +77,7 @@ class OnnxEngine:
 
     def infer(self, batch: Batch) -> np.ndarray:
         """(batch, horizon, joints) float32, normalised. Raises EngineFault."""
+        batch = compact(batch, self.options.chosen().bucket)
         seen = self.prefix.run(
             {
                 "images": batch.images,
@@ -83,10 +86,13 @@ class OnnxEngine:
                 "token_mask": batch.token_mask,
             }
         )
+        return np.asarray(self.head.run(self.head_inputs(seen, batch), device="cpu")["actions"].numpy())
+
+    def head_inputs(self, seen: Mapping[str, Value], batch: Batch) -> dict[str, np.ndarray | Value]:
+        """What the head reads: the prefix's results, and what is the batch's own."""
         steps = np.array(self.exported.bundle.manifest.model["config"]["steps"], np.int64)
         guidance = batch.guidance or Guidance.none(*batch.noise.shape)
-        given = {"state": batch.state, "noise": batch.noise, "steps": steps, **guidance.arrays()}
-        return self.head.run({**seen, **given})["actions"]
+        return {**seen, "state": batch.state, "noise": batch.noise, "steps": steps, **guidance.arrays()}
 
     def derive(self, bundle: Bundle) -> OnnxEngine:
         """A delta on this engine's version: a new session for each graph it changes, this engine's for the other.
@@ -101,16 +107,13 @@ class OnnxEngine:
         except BundleError as error:
             raise BundleError(f"{bundle.id}: {error}") from error
         changed = {**self.changed, **bundle.tensors()}
+        tensors = {**self.tensors, **manifest.tensors}
         touched = {self.exported.places[name] for name in manifest.tensors}
-        engine = OnnxEngine(
-            self.exported,
-            bundle.id,
-            self._rebuilt("prefix", changed) if "prefix" in touched else self.prefix,
-            self._rebuilt("head", changed) if "head" in touched else self.head,
-            {**self.tensors, **manifest.tensors},
-            changed,
-            self.options,
+        prefix, head = (
+            Session(self.exported, graph, tensors, changed, self.options) if graph in touched else mine
+            for graph, mine in (("prefix", self.prefix), ("head", self.head))
         )
+        engine = OnnxEngine(self.exported, bundle.id, prefix, head, tensors, changed, self.options)
         engine.warm_up()
         return engine
 
@@ -123,7 +126,7 @@ class OnnxEngine:
             raise BundleError(
                 f"{other.folder}: its head belongs to prefix {other.prefix[:16]}, this engine holds {mine[:16]}"
             )
-        head = Session(other, "head", {}, self.options)
+        head = Session(other, "head", other.tensors, {}, self.options)
         if head.metadata.get("prefix") != mine:
             raise BundleError(f"{other.folder}: head.onnx: made for another prefix than the manifest names")
         kept = {name: array for name, array in self.changed.items() if other.places[name] == "prefix"}
@@ -133,7 +136,7 @@ class OnnxEngine:
 
     @property
     def prefix_digest(self) -> str:
-        return prefix_digest(self.exported.bundle.manifest.model, self.tensors, self.exported.places)
+        return self.exported.prefix_of(self.tensors)
 
     def warm_up(self) -> None:
         """One blank frame at the policy's shapes, so that the first real one finds memory and kernels ready."""
@@ -146,15 +149,11 @@ class OnnxEngine:
                 images=np.zeros((1, len(slots), size, size, 3), np.uint8),
                 image_mask=np.array([[slot is not None for slot in slots]]),
                 tokens=np.zeros((1, words), np.int64),
-                token_mask=np.arange(words)[None] < 1,
+                token_mask=np.ones((1, words), bool),
                 state=np.zeros((1, config["action_dim"]), np.float32),
                 noise=np.zeros((1, config["horizon"], config["action_dim"]), np.float32),
             )
         )
-
-    def _rebuilt(self, graph: GraphName, changed: Mapping[str, np.ndarray]) -> Session:
-        mine = {name: array for name, array in changed.items() if self.exported.places[name] == graph}
-        return Session(self.exported, graph, mine, self.options)
 
 
 def _export_home(bundle: Bundle) -> Path | None:

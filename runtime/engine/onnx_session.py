@@ -1,94 +1,120 @@
-"""One ONNX Runtime session: which provider it runs on, how many threads it has, which weights were replaced."""
+"""One ONNX Runtime session: one graph on its provider, with some of its weights replaced."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime as ort
 
+from hotpolicy.runtime.engine.onnx_provider import OnnxOptions, provider_options, this_machine
 from hotpolicy.runtime.errors import BundleError, ConfigError, EngineFault
 from hotpolicy.runtime.exported import Exported, GraphName
+from hotpolicy.runtime.manifest import TensorInfo, canonical
+from hotpolicy.runtime.quantise import encode
 
 # What ONNX Runtime raises for a graph or an input it cannot take; its classes have no public base.
-ORT_FAULTS = tuple(
+ORT_FAULTS: tuple[type[Exception], ...] = tuple(
     cls for cls in vars(ort.capi.onnxruntime_pybind11_state).values()
     if isinstance(cls, type) and issubclass(cls, Exception)
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Provider:
-    """An execution provider. `unasked`: take it where it is there, without being told to."""
-
-    name: str
-    unasked: bool = True
-    options: tuple[tuple[str, str], ...] = ()
-
-
-# In order of preference. TensorRT's engine cache does not look at weights: two versions of one policy would share an
-# entry, and the second would move the arm as the first. So it stays off, and because building engines then takes
-# minutes at every swap, TensorRT is used only when asked for.
-PROVIDERS = {
-    "tensorrt": Provider("TensorrtExecutionProvider", unasked=False, options=(("trt_engine_cache_enable", "0"),)),
-    "cuda": Provider("CUDAExecutionProvider"),
-    "cpu": Provider("CPUExecutionProvider"),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class OnnxOptions:
-    provider: str | None = None  # of PROVIDERS; None: the first that is there
-    threads: int = 1  # per operation; one is the fastest for a nano policy beside a busy robot
-
-    def chosen(self) -> Provider:
-        """Raises ConfigError when the provider asked for is unknown or not in this build of ONNX Runtime."""
-        there = [name for name, provider in PROVIDERS.items() if provider.name in ort.get_available_providers()]
-        if self.provider is None:
-            return next(PROVIDERS[name] for name in there if PROVIDERS[name].unasked)
-        if self.provider not in there:
-            raise ConfigError(f"provider: expected one of {', '.join(there)} on this machine, got {self.provider!r}")
-        return PROVIDERS[self.provider]
+BOUND_FAULTS: tuple[type[Exception], ...] = (*ORT_FAULTS, RuntimeError, ValueError)  # a bound run raises plain ones
+Value: TypeAlias = Any  # an ort.OrtValue: an array where the provider computes
 
 
 class Session:
-    """One graph, with some of its weights replaced by name."""
+    """A graph with the weights of one version: the exported ones, but for those in `changed`."""
 
-    def __init__(self, exported: Exported, graph: GraphName, changed: Mapping[str, np.ndarray], options: OnnxOptions):
-        """Raises BundleError when ONNX Runtime cannot load it, ConfigError when the provider does not come up."""
+    def __init__(
+        self,
+        exported: Exported,
+        graph: GraphName,
+        tensors: Mapping[str, TensorInfo],
+        changed: Mapping[str, np.ndarray],
+        options: OnnxOptions,
+    ):
+        """`tensors` are all parameters of the version, `changed` holds those that differ, as their bundle has them.
+        Raises BundleError when ONNX Runtime cannot load it, ConfigError when the provider does not come up."""
         path, provider = exported.graph(graph), options.chosen()
-        self._changed = {name: np.ascontiguousarray(array) for name, array in changed.items()}  # ORT does not copy
-        settings = _settings(options)
-        if self._changed:
-            values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._changed.values()]
-            settings.add_external_initializers(list(self._changed), values)
+        chosen = provider_options(
+            provider,
+            exported.content["files"][path.name],
+            weights_digest(exported, graph, tensors),
+            exported.precision,
+            exported.shapes(graph),
+            Path(options.cache) if options.cache is not None else None,
+            this_machine(provider),
+        )
+        settings = _settings(options, exported.precision)
+        self._held = _encoded(exported, graph, changed)  # ONNX Runtime reads them where they are
+        if self._held:
+            values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._held.values()]
+            settings.add_external_initializers(list(self._held), values)
         try:
-            self._session = ort.InferenceSession(
-                str(path), settings, providers=[(provider.name, dict(provider.options))]
-            )
+            self._session = ort.InferenceSession(str(path), settings, providers=[(provider.name, chosen)])
         except ORT_FAULTS as error:
             raise BundleError(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}") from error
         if self._session.get_providers()[0] != provider.name:  # it would go on, on the CPU, with only a warning
             raise ConfigError(f"provider: {provider.name} is installed but does not start on this machine")
+        self.inputs = [entry.name for entry in self._session.get_inputs()]
         self.outputs = [output.name for output in self._session.get_outputs()]
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        self.device = provider.device
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Raises EngineFault when the inputs do not fit the graph."""
+    def run(self, given: Mapping[str, np.ndarray | Value], device: str | None = None) -> dict[str, Value]:
+        """Arrays are copied to where they are needed, values are read where they lie. The results lie on `device`,
+        or where the provider computes. Raises EngineFault when the inputs do not fit the graph."""
+        binding = self._session.io_binding()
+        # ONNX Runtime reads them where they are and holds no reference: they must outlive the run
+        bound = {
+            name: np.ascontiguousarray(given[name]) if isinstance(given[name], np.ndarray) else given[name]
+            for name in self.inputs
+        }
         try:
-            return dict(zip(self.outputs, self._session.run(self.outputs, dict(inputs)), strict=True))
-        except ORT_FAULTS as error:
+            for name, value in bound.items():
+                if isinstance(value, np.ndarray):
+                    binding.bind_cpu_input(name, value)
+                else:
+                    binding.bind_ortvalue_input(name, value)
+            for name in self.outputs:
+                binding.bind_output(name, device or self.device)
+            self._session.run_with_iobinding(binding)
+            return dict(zip(self.outputs, binding.get_outputs(), strict=True))
+        except BOUND_FAULTS as error:
             raise EngineFault(f"ONNX Runtime: {_first_line(error)}") from error
 
 
-def _settings(options: OnnxOptions) -> ort.SessionOptions:
+def weights_digest(exported: Exported, graph: GraphName, tensors: Mapping[str, TensorInfo]) -> str:
+    """Of all parameters that a version has in one graph, and of the form they have there."""
+    forms = exported.forms
+    mine = {name: (tensors[name].sha256, forms[name]) for name, place in exported.places.items() if place == graph}
+    ranges = {name: most for name, most in exported.content["ranges"].items() if name in mine}
+    return hashlib.sha256(canonical({"tensors": mine, "ranges": ranges}).encode()).hexdigest()
+
+
+def _encoded(exported: Exported, graph: GraphName, changed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """In the forms that the export has them in: int8 too is swapped by name."""
+    places, forms = exported.places, exported.forms
+    found: dict[str, np.ndarray] = {}
+    for name, array in changed.items():
+        if places[name] == graph:
+            found |= encode(name, array, forms[name])
+    return found
+
+
+def _settings(options: OnnxOptions, precision: str) -> ort.SessionOptions:
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1
     # a thread that spins for its next operation takes the core from the robot's loop and from tuning
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     settings.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    if precision == "int8":
+        # processors with AVX2 and without VNNI would add 8-bit products up in 16 bits, which overflows
+        settings.add_session_config_entry("session.x64quantprecision", "1")
     return settings
 
 

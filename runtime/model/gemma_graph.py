@@ -93,8 +93,7 @@ def adaptive_norm(g: Graph, body: Graph, known: str, index: str) -> Norm:
 
 def linear(g: Graph, x: str, name: str, bias: bool = True) -> str:
     """x (rows, in) through torch's Linear of that name: weight (out, in)."""
-    last = [g.weight(f"{name}.bias")] if bias else []
-    return g.op("Gemm", x, g.weight(f"{name}.weight"), *last, transB=1)
+    return g.product(x, f"{name}.weight", f"{name}.bias" if bias else None)
 
 
 def silu(g: Graph, x: str) -> str:

@@ -16,14 +16,15 @@ from hotpolicy.runtime.graph import Graph
 from hotpolicy.runtime.model.gemma_graph import Layers, adaptive_norm, gemma_norm, linear, mask_bias, rotation, silu
 from hotpolicy.runtime.model.pi0 import Pi0Config
 from hotpolicy.runtime.model.vision_graph import see
+from hotpolicy.runtime.quantise import Plan
 
 Memory = list[tuple[str, str]]  # per layer keys and values (batch, kv_heads, tokens, head_dim)
 
 
-def prefix_graph(config: Pi0Config) -> Graph:
+def prefix_graph(config: Pi0Config, plan: Plan) -> Graph:
     """images (batch, cameras, height, width, 3) uint8, image_mask (batch, cameras), tokens (batch, length) int64,
     token_mask (batch, length) -> keys.0, values.0, ... and mask (batch, prefix)."""
-    g, size, language = Graph("prefix"), config.vision.image_size, config.language
+    g, size, language = Graph("prefix", plan=plan), config.vision.image_size, config.language
     images = g.input("images", "uint8", ("batch", "cameras", size, size, 3))
     image_mask = g.input("image_mask", "bool", ("batch", "cameras"))
     tokens = g.input("tokens", "int64", ("batch", "length"))
@@ -35,8 +36,7 @@ def prefix_graph(config: Pi0Config) -> Graph:
         g, language, "language", gemma_norm(g), g.op("Shape", mask), rotation(g, positions, language.head_dim)
     )
     bias = mask_bias(g, mask)
-    words = g.op("Gather", g.weight("embedding.weight"), tokens, axis=0)
-    words = g.op("Mul", words, g.constant(math.sqrt(language.width)))
+    words = g.op("Mul", g.rows("embedding.weight", tokens), g.constant(math.sqrt(language.width)))
     x = g.reshape(g.op("Concat", see(g, config, images), words, axis=1), -1, language.width)
     for i in range(language.layers):
         y, _ = layers.enter(i, x)
@@ -49,11 +49,11 @@ def prefix_graph(config: Pi0Config) -> Graph:
     return g
 
 
-def head_graph(config: Pi0Config) -> Graph:
+def head_graph(config: Pi0Config, plan: Plan) -> Graph:
     """keys.0, values.0, ..., mask as the prefix gives them, state (batch, action_dim; pi0.5 reads its state in the
     prompt, not here), noise (batch, horizon, action_dim), steps () int64, and `engine.Guidance`: previous (batch,
     horizon, action_dim), weight (batch, horizon; zeros for a row without), limit (batch,) -> actions, normalised."""
-    g, expert, chunk = Graph("head"), config.expert, ("batch", config.horizon, config.action_dim)
+    g, expert, chunk = Graph("head", plan=plan), config.expert, ("batch", config.horizon, config.action_dim)
     kept = ("batch", expert.kv_heads, "prefix", expert.head_dim)
     memory = [(g.input(f"keys.{i}", "float32", kept), g.input(f"values.{i}", "float32", kept)) for i in _layers(config)]
     mask = g.input("mask", "bool", ("batch", "prefix"))

@@ -1,0 +1,85 @@
+"""A pi0 of middle size, about 270 M parameters in pi0's proportions: what the benchmarks that cannot wait for the real
+one compute. `seal_middle` makes it a version, with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hotpolicy.runtime.bundle import Bundle, seal
+from hotpolicy.runtime.golden import FILE, Golden
+from hotpolicy.runtime.messages import CameraSpec, Joint, RobotSpec
+from hotpolicy.runtime.model.pi0 import GemmaConfig, Pi0, Pi0Config, VisionConfig
+from hotpolicy.runtime.tokenizer import WordTokenizer
+from hotpolicy.runtime.transforms import Normalise, Relative, Transforms
+from hotpolicy.runtime.transforms.images import ImageSlots
+
+SLOTS = ("scene", "wrist", None)  # pi0 has three; no camera is in the last
+PROMPT = 48
+
+
+def middle(pi05: bool = False) -> Pi0Config:
+    return Pi0Config(
+        VisionConfig("siglip", image_size=224, width=512, layers=12, heads=8, mlp=2048),
+        language=GemmaConfig(width=1024, layers=11, mlp=4096, heads=8, kv_heads=1, head_dim=256),
+        expert=GemmaConfig(width=384, layers=11, mlp=1024, heads=8, kv_heads=1, head_dim=256),
+        vocabulary=8192,
+        action_dim=32,
+        horizon=50,
+        pi05=pi05,
+    )
+
+
+def seal_middle(folder: Path, config: Pi0Config, seed: int = 0, frames: int = 2) -> Bundle:
+    """Random weights: what it does means nothing, what it costs does."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        tensors = {
+            name: (p.normal_(std=0.02) if "dense" in name else p).numpy()  # pi0.5's norms begin at zero
+            for name, p in Pi0(config).named_parameters()
+        }
+    return seal_version(folder, config, tensors, {FILE: golden(config, frames).to_bytes()})
+
+
+def seal_version(
+    folder: Path, config: Pi0Config, tensors: Mapping[str, np.ndarray], files: Mapping[str, bytes],
+    parent: Bundle | None = None,
+) -> Bundle:  # fmt: skip
+    width = config.action_dim
+    transforms = Transforms(
+        cameras=tuple(slot for slot in SLOTS if slot),
+        state=Normalise(np.zeros(width, np.float32), np.full(width, 30, np.float32)),
+        action=Normalise(np.zeros(width, np.float32), np.full(width, 20, np.float32)),
+        relative=Relative(np.zeros(width, bool)),
+        tokenizer=WordTokenizer(config.vocabulary, max_tokens=PROMPT),
+        images=ImageSlots(SLOTS, config.vision.image_size),
+        horizon=config.horizon,
+    )
+    return seal(
+        folder, kind="delta" if parent else "full", parent=parent.id if parent else None,
+        model={"family": "pi0", "config": config.to_dict()}, tensors=tensors, spec=spec(config),
+        transforms=transforms.to_dict(), provenance={"made_by": "random"}, files=files,
+    )  # fmt: skip
+
+
+def spec(config: Pi0Config) -> RobotSpec:
+    size = config.vision.image_size
+    return RobotSpec(
+        joints=tuple(Joint(f"joint_{i}.pos", "deg", -500.0, 500.0) for i in range(config.action_dim)),
+        cameras=tuple(CameraSpec(slot, size, size) for slot in SLOTS if slot),
+        rate_hz=10.0,
+    )
+
+
+def golden(config: Pi0Config, frames: int) -> Golden:
+    """Noise, with an instruction of about 20 words of the 48 there is room for."""
+    rng, size = np.random.default_rng(9), config.vision.image_size
+    return Golden(
+        images=rng.integers(0, 256, (frames, 2, size, size, 3), np.uint8),
+        state=rng.normal(0, 20, (frames, config.action_dim)).astype(np.float32),
+        tasks=np.array([" ".join(["put the red cube"] * 5)] * frames),
+        noise=rng.standard_normal((frames, config.horizon, config.action_dim), np.float32),
+    )
