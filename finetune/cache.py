@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hotpolicy.finetune.frames import Frames
+from hotpolicy.finetune.prefix_file import PrefixFile, frame_keys
 from hotpolicy.runtime.model.vla import Prefix, Vla
 
 AT_ONCE = 64  # frames
@@ -27,18 +28,37 @@ class ComputedPrefixes:
         return self.frames.prefix(self.model, rows)
 
 
+class StoredPrefixes:
+    """K/V of every frame in a file, which may be larger than memory. Frames it knew before are not computed."""
+
+    def __init__(self, model: Vla, frames: Frames, file: PrefixFile):
+        """Raises TuningError for a full disk. The file has room for all these frames: see `PrefixFile.reserve`."""
+        self._file, self._keys = file, frame_keys(frames)
+        self.computed = 0  # frames that were not there
+        fresh = list({key: row for row, key in enumerate(self._keys) if key not in file}.values())
+        with torch.no_grad():
+            for rows in torch.tensor(fresh, dtype=torch.int64).split(AT_ONCE):
+                if len(rows):
+                    file.add([self._keys[row] for row in rows.tolist()], frames.prefix(model, rows))
+                    self.computed += len(rows)
+
+    def take(self, rows: Tensor) -> Prefix:
+        return self._file.take([self._keys[row] for row in rows.tolist()])
+
+
 class CachedPrefixes:
     """K/V of every frame in memory, in the model's own precision: exactly what the model would compute again.
 
     A frame is one row, so that a batch is gathered in one move."""
 
-    def __init__(self, model: Vla, frames: Frames):
+    def __init__(self, source: Prefixes, frames: Frames):
+        """`source` is asked once for every frame."""
         self._mask = torch.empty(len(frames), 0, dtype=torch.bool)
         self._stored = torch.empty(0)
         with torch.no_grad():
             # padding is not computed, so a batch is as wide as its longest instruction: the widest comes first
             for rows in frames.token_mask.sum(1).argsort(descending=True).split(AT_ONCE):
-                self._store(rows, frames.prefix(model, rows), len(frames))
+                self._store(rows, source.take(rows), len(frames))
 
     @property
     def bytes(self) -> int:
@@ -58,8 +78,12 @@ class CachedPrefixes:
         self._stored[rows, :, :, :, :tokens], self._mask[rows, :tokens] = part, prefix.mask
 
 
-def cache_bytes(model: Vla, frames: Frames) -> int:
-    """What `CachedPrefixes` of these frames will take: as many times the longest of them."""
+def longest(model: Vla, frames: Frames) -> Prefix:
+    """The prefix of the frame with most words: none of them is larger."""
     with torch.no_grad():
-        one = frames.prefix(model, frames.token_mask.sum(1).argmax()[None])
-    return len(frames) * sum(part.numel() * part.element_size() for part in (*one.keys, *one.values))
+        return frames.prefix(model, frames.token_mask.sum(1).argmax()[None])
+
+
+def frame_bytes(prefix: Prefix) -> int:
+    """What one frame's K/V take."""
+    return sum(part.numel() * part.element_size() for part in (*prefix.keys, *prefix.values))

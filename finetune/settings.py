@@ -37,7 +37,8 @@ class TuneConfig:
     patience: int | None = None  # evaluations without improvement before it stops; None: all steps
     seconds: float | None = None  # a cap that may end a run early; None: none
     caching: Caching = "auto"  # K/V of frozen prefixes: auto computes them anew when they would not fit, and says so
-    cache_bytes: int = 1 << 30  # the most they may take
+    cache_bytes: int = 1 << 30  # the most they may take in memory
+    disk_bytes: int = 8 << 30  # and in a file, where there is a folder for it, from run to run
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -85,9 +86,10 @@ _BOUNDS = (
     ("patience", 1, 10_000),
     ("seconds", 0.1, 1e7),
     ("cache_bytes", 0, 1 << 50),
+    ("disk_bytes", 0, 1 << 50),
     ("seed", 0, 2**63 - 1),
 )
 _WHOLE = {
     "steps", "batch", "accumulate", "lora_rank", "draws", "warmup", "evaluate_every", "watched", "patience",
-    "cache_bytes", "seed",
+    "cache_bytes", "disk_bytes", "seed",
 }  # fmt: skip

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hotpolicy.finetune.cache import CachedPrefixes, ComputedPrefixes, Prefixes, cache_bytes
+from hotpolicy.finetune.cache import ComputedPrefixes
 from hotpolicy.finetune.curves import ByTask, Curves, Evaluation
 from hotpolicy.finetune.frames import Frames, concatenate
 from hotpolicy.finetune.held_out import HeldOut
@@ -23,6 +23,7 @@ from hotpolicy.finetune.learner import Learner
 from hotpolicy.finetune.lessons import Lessons
 from hotpolicy.finetune.settings import TuneConfig
 from hotpolicy.finetune.snapshot import Snapshot
+from hotpolicy.finetune.sources import PrefixHome, Sources, choose
 from hotpolicy.finetune.strategy import Stage, strategy
 from hotpolicy.runtime.clock import now
 from hotpolicy.runtime.errors import TuningError
@@ -62,9 +63,17 @@ class Outcome:
 class Trainer:
     """`for progress in trainer.run(): ...`, then `trainer.outcome`."""
 
-    def __init__(self, parent: Vla, transforms: Transforms, spec: RobotSpec, lessons: Lessons, config: TuneConfig):
-        """Raises ConfigError for an unknown strategy, TuningError for a cache that must fit and does not,
-        DatasetError for samples that are not this model's."""
+    def __init__(
+        self,
+        parent: Vla,
+        transforms: Transforms,
+        spec: RobotSpec,
+        lessons: Lessons,
+        config: TuneConfig,
+        home: PrefixHome | None = None,
+    ):
+        """`home` keeps prefixes from run to run. Raises ConfigError for an unknown strategy, DatasetError for samples
+        that are not this model's."""
         self.config = config
         self.strategy = strategy(config.strategy, parent)
         self.peak = config.rate or self.strategy.rate
@@ -89,7 +98,7 @@ class Trainer:
         self._seconds = 0.0
         self._random = torch.Generator().manual_seed(config.seed)
         self._outcome: Outcome | None = None
-        self.cache_mb = 0.0  # of K/V kept in this stage
+        self._home, self._sources = home, Sources(ComputedPrefixes(self.learner.model, self.frames))
         self._check_data()
 
     @property
@@ -181,26 +190,14 @@ class Trainer:
         return self.strategy.stage_at(done / self.config.steps) is not self.stage
 
     def _choose_prefixes(self) -> None:
-        """Where prefixes come from: computed once where they cannot change and have room, else at every step."""
-        config, model = self.config, self.learner.model
-        self._prefixes: Prefixes = ComputedPrefixes(model, self.frames)
-        self._kept: dict[str, Prefixes] = {}
-        self.cache_mb = 0.0
-        if not self.stage.frozen_prefix or config.caching == "off":
-            return
-        needed = sum(
-            cache_bytes(model, frames) for frames in (self.frames, *(held.frames for held in self.watched.values()))
-        )
-        if needed > config.cache_bytes:
-            text = f"prefix cache: {needed / 1e6:.0f} MB needed, {config.cache_bytes / 1e6:.0f} MB allowed"
-            if config.caching == "require":
-                raise TuningError(text)
-            self.notes.append(f"{text}: prefixes are computed anew at every step")
-            return
+        self._sources.close()
+        watched = {side: held.frames for side, held in self.watched.items()}
         with self._computing():
-            self._prefixes = CachedPrefixes(model, self.frames)
-            self._kept = {side: CachedPrefixes(model, held.frames) for side, held in self.watched.items()}
-        self.cache_mb = needed / 1e6
+            self._sources = choose(
+                self.learner.model, self.frames, watched, self.stage.frozen_prefix, self.config, self._home
+            )
+        if self._sources.note:
+            self.notes.append(self._sources.note)
 
     def _computing(self) -> AbstractContextManager[object]:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16")
@@ -215,7 +212,7 @@ class Trainer:
             chosen = rows[part]
             state, actions = self.frames.state[chosen], self.frames.actions[chosen]
             with self._computing():
-                loss = model.flow_loss(self._prefixes.take(chosen), state, actions, noise[part], times[part])
+                loss = model.flow_loss(self._sources.train.take(chosen), state, actions, noise[part], times[part])
             share = loss.float().mean() * (len(part) / len(rows))
             share.backward()
             value += share.item()
@@ -240,7 +237,7 @@ class Trainer:
         model = self.learner.averaged
         with self._computing():
             sides: dict[str, ByTask] = {
-                side: held.measure(model, self._kept.get(side) or ComputedPrefixes(model, held.frames))
+                side: held.measure(model, self._sources.watched.get(side) or ComputedPrefixes(model, held.frames))
                 for side, held in self.watched.items()
             }
         evaluation = Evaluation(step, sides.get("new", {}), sides.get("old", {}))
@@ -259,6 +256,7 @@ class Trainer:
             step, chosen_by = keeper.step, "held-out loss and action error, new and old tasks in equal parts"
             weights = keeper.weights if step < done else None
         model, learned = self.learner.finish(weights)
+        self._sources.close()
         self.curves.chosen = step
         self._outcome = Outcome(
             model=model,
@@ -269,7 +267,7 @@ class Trainer:
             steps=done,
             stopped=stopped,
             seconds=seconds,
-            cache_mb=self.cache_mb,
+            cache_mb=self._sources.kept_bytes / 1e6,
             notes=tuple(self.notes),
         )
 

@@ -18,6 +18,8 @@ from hotpolicy.finetune.candidate import seal_candidate
 from hotpolicy.finetune.gate import Bounds, judge
 from hotpolicy.finetune.lessons import Lessons, gather
 from hotpolicy.finetune.settings import TuneConfig
+from hotpolicy.finetune.sources import PrefixHome
+from hotpolicy.finetune.strategy import PREFIX
 from hotpolicy.finetune.trainer import Outcome, Progress, Trainer
 from hotpolicy.launch.trials import try_tasks
 from hotpolicy.launch.versions import open_store
@@ -25,6 +27,7 @@ from hotpolicy.runtime.bundle import Bundle, seal_verdict
 from hotpolicy.runtime.clock import now
 from hotpolicy.runtime.engine.torch_engine import TorchEngine
 from hotpolicy.runtime.golden import Golden
+from hotpolicy.runtime.model.vla import Vla
 from hotpolicy.runtime.policy import Policy, load_policy
 
 Event = dict[str, Any]
@@ -60,7 +63,8 @@ def tune(job: Job) -> Iterator[Event]:
         "episodes": sum(len(source.episodes) for source in lessons.sources),
         "held_out_episodes": sum(len(source.held_out) for source in lessons.sources),
     }
-    trainer = Trainer(engine.model, live.transforms, live.spec, lessons, config)
+    home = PrefixHome(store.root / "prefixes", _sight_digest(chain, engine.model))
+    trainer = Trainer(engine.model, live.transforms, live.spec, lessons, config, home)
     yield from _train(trainer, job, store.root / "training", _identity(chain, lessons, config))
     outcome = trainer.outcome
     yield {"event": "trained", "seconds": round(outcome.seconds, 2), "steps": outcome.steps, "notes": outcome.notes}
@@ -138,3 +142,12 @@ def _identity(chain: Sequence[Bundle], lessons: Lessons, config: TuneConfig) -> 
     """Of a run: what it starts from, what it learns from, and how."""
     parts = [chain[-1].digest, [asdict(source) for source in lessons.sources], config.to_dict()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _sight_digest(chain: Sequence[Bundle], model: Vla) -> str:
+    """Of all weights that make prefixes."""
+    groups, digests = model.groups(), {}
+    for bundle in chain:
+        digests.update({name: info.sha256 for name, info in bundle.manifest.tensors.items()})
+    sight = {name: digest for name, digest in digests.items() if groups[name].partition(".")[0] in PREFIX}
+    return hashlib.sha256(json.dumps(sight, sort_keys=True).encode()).hexdigest()

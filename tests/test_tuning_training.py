@@ -10,7 +10,7 @@ import pytest
 import torch
 from tuning_parts import OLD, SPEC, TRANSFORMS, parent_model, samples
 
-from hotpolicy.finetune.cache import CachedPrefixes, ComputedPrefixes, cache_bytes
+from hotpolicy.finetune.cache import CachedPrefixes, ComputedPrefixes, frame_bytes, longest
 from hotpolicy.finetune.frames import Frames
 from hotpolicy.finetune.held_out import HeldOut
 from hotpolicy.finetune.lessons import Lessons
@@ -107,8 +107,8 @@ def test_weights_without_effect_are_not_trained() -> None:
 def test_cached_prefixes_are_exact_and_give_the_same_run() -> None:
     frames = Frames.encode(LESSONS.new, TRANSFORMS)
     model, rows = parent_model(), torch.tensor([5, 0, 70])
-    cached = CachedPrefixes(model, frames)
-    assert cached.bytes == cache_bytes(model, frames)
+    cached = CachedPrefixes(ComputedPrefixes(model, frames), frames)
+    assert cached.bytes == len(frames) * frame_bytes(longest(model, frames))
     kept, computed = cached.take(rows), ComputedPrefixes(model, frames).take(rows)
     torch.testing.assert_close(kept, computed, rtol=1e-5, atol=1e-6)
     with_cache, without = tune(), tune(config=dataclasses.replace(SHORT, caching="off"))
