@@ -15,7 +15,8 @@ from hotpolicy.runtime import envelope, pictures, ring, wire
 from hotpolicy.runtime.clock import Deadline, now
 from hotpolicy.runtime.connection import Connection
 from hotpolicy.runtime.envelope import ServerInfo
-from hotpolicy.runtime.errors import BadReply, BadRequest, ConfigError, HotpolicyError, ServerLost
+from hotpolicy.runtime.errors import BadReply, BadRequest, ConfigError, HotpolicyError, LockedOut, ServerLost
+from hotpolicy.runtime.keys import ClientKeys
 from hotpolicy.runtime.messages import ActionChunk, Boundary, InferRequest, Observation, Rtc
 from hotpolicy.runtime.wire import Message
 
@@ -49,17 +50,18 @@ class PolicyClient(Connection):
         *,
         shared_memory: bool | None = None,
         jpeg: int | Mapping[str, int] | None = None,
+        keys: ClientKeys | None = None,
     ):
         """`endpoint`: the server's; of several, the first is preferred, and the next one is asked while it gives no
         answer or is going. `timeout_s`: the deadline of a call that names none, s. `boundary`: when this robot may
         change version. A change of server may be one of version, whatever the boundary: the chunk names it.
         `shared_memory`: put pictures where a server on an ipc endpoint reads them in place, once it has said that it
         does (see ring.py); None: where that can be. `jpeg`: the quality, 1 to 100, that pictures are sent with, of all
-        cameras or by name; None: as they are."""
+        cameras or by name; None: as they are. `keys`: for servers on other computers."""
         if not timeout_s > 0:
             raise ConfigError(f"timeout_s: expected more than 0, got {timeout_s}")
         self._jpeg = pictures.check_quality(jpeg)
-        super().__init__(endpoint)
+        super().__init__(endpoint, keys)
         self.session = session or uuid.uuid4().hex
         self.timeout_s = timeout_s
         self.boundary = boundary
@@ -70,8 +72,7 @@ class PolicyClient(Connection):
     def close(self) -> None:
         """Say goodbye, if a server is there to hear it, so that it holds nothing for this session."""
         self._say_goodbye(self._failover.active)
-        for socket in self._sockets:
-            socket.close(100)
+        self._shut(100)
         if self._lending:
             self._lending.close()
 
@@ -81,7 +82,7 @@ class PolicyClient(Connection):
         return self._lending is not None and bool(self._lending.allowed)
 
     def hello(self) -> ServerInfo:
-        """What the server serves. Raises ServerLost, BadReply."""
+        """What the server serves. Raises ServerLost (LockedOut, where it does not let us in), BadReply."""
         return envelope.to_info(self._ask("hello", Deadline.after(self.timeout_s)))
 
     def ping(self) -> str:
@@ -98,6 +99,8 @@ class PolicyClient(Connection):
         while not deadline.passed():
             try:
                 info = envelope.to_info(self._ask("hello", Deadline.after(min(1.0, deadline.remaining()))))
+            except LockedOut:
+                raise
             except ServerLost:
                 continue
             if info.state == "ready":
@@ -207,10 +210,10 @@ class PolicyClient(Connection):
             message["images"] = pictures.pack(message["images"], self._jpeg)
         return message
 
-    def _lost(self, server: int, what: str) -> ServerLost:
+    def _lost(self, server: int, what: str, kind: type[ServerLost] = ServerLost) -> ServerLost:
         if self._lending:
             self._lending.lost()
-        return super()._lost(server, what)
+        return super()._lost(server, what, kind)
 
     def _receive(self, deadline: Deadline, server: int) -> Message | None:
         while True:
@@ -240,9 +243,9 @@ class PolicyClient(Connection):
 class ControlClient(Connection):
     """Operators' commands. They may take minutes (a version loads), so a call waits as long as the server lives."""
 
-    def __init__(self, endpoint: str, timeout_s: float = 3.0, longest_s: float = 600.0):
+    def __init__(self, endpoint: str, timeout_s: float = 3.0, longest_s: float = 600.0, keys: ClientKeys | None = None):
         """`timeout_s`: silence after which the server counts as lost. `longest_s`: the end of any command."""
-        super().__init__(endpoint)
+        super().__init__(endpoint, keys)
         self.timeout_s, self.longest_s = timeout_s, longest_s
 
     def ping(self) -> str:

@@ -14,7 +14,10 @@ from hotpolicy.runtime.wire import Caps
 class ServeConfig:
     """Raises ConfigError naming the field when a value is not allowed."""
 
-    endpoint: str = "tcp://127.0.0.1:5555"  # robots connect here; tcp on loopback (port 0: any free one) or ipc
+    endpoint: str = (
+        "tcp://127.0.0.1:5555"  # robots connect here; tcp (port 0: any free one) or ipc; without keys on loopback
+    )
+    keys: str = ""  # folder made by `hotpolicy keys new --server`: tcp sockets ask for keys, and may bind any address
     control: str = ""  # operators connect here; empty: the next port, or the ipc path with `.control`
     longest_deadline_ms: float = 10_000.0  # a request's own deadline is cut to this
     max_batch: int = 4  # robots computed together
@@ -29,9 +32,10 @@ class ServeConfig:
     caps: Caps = field(default_factory=Caps)  # the most a peer may send in one message
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "endpoint", endpoints.check("endpoint", self.endpoint))
+        locked = bool(self.keys)
+        object.__setattr__(self, "endpoint", endpoints.check("endpoint", self.endpoint, locked))
         control = self.control or endpoints.beside(self.endpoint)
-        object.__setattr__(self, "control", endpoints.check("control", control))
+        object.__setattr__(self, "control", endpoints.check("control", control, locked))
         if self.control == self.endpoint and not self.endpoint.endswith(":*"):
             raise ConfigError(f"control: expected another endpoint than the robots', got {self.control!r} for both")
         self._require("longest_deadline_ms", 1, 3_600_000)

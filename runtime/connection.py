@@ -20,8 +20,10 @@ import zmq
 
 from hotpolicy.runtime import envelope, wire
 from hotpolicy.runtime.clock import Deadline, now
-from hotpolicy.runtime.errors import BadReply, ConfigError, Draining, ServerFailed, ServerLost
+from hotpolicy.runtime.errors import BadReply, ConfigError, Draining, LockedOut, ServerFailed, ServerLost
 from hotpolicy.runtime.failover import Failover
+from hotpolicy.runtime.handshake import Handshake
+from hotpolicy.runtime.keys import ClientKeys
 from hotpolicy.runtime.wire import Buffer, Message
 
 log = logging.getLogger(__name__)
@@ -44,9 +46,9 @@ class _Look:
 class Connection:
     """DEALER sockets that keep deadlines. For one thread at a time."""
 
-    def __init__(self, endpoint: str | Sequence[str]):
-        """`endpoint`: the server's; of several, the first is preferred. Raises ConfigError when one is none. A server
-        that is not there yet is no error."""
+    def __init__(self, endpoint: str | Sequence[str], keys: ClientKeys | None = None):
+        """`endpoint`: the server's; of several, the first is preferred. `keys`: for servers on other computers; all
+        have the same key. Raises ConfigError when an endpoint is none. A server that is not there yet is no error."""
         endpoints = (endpoint,) if isinstance(endpoint, str) else tuple(endpoint)
         if not endpoints or len(set(endpoints)) < len(endpoints):
             raise ConfigError(f"endpoint: expected one or several, each once, got {endpoint!r}")
@@ -56,9 +58,10 @@ class Connection:
         self._failover = Failover(len(endpoints))
         self._look: _Look | None = None
         self._sockets: list[zmq.Socket[bytes]] = []
+        self._handshakes: list[Handshake] = []
         try:
             for one in endpoints:
-                self._sockets.append(self._open(one))
+                self._open(one, keys)
         except ConfigError:
             Connection.close(self)
             raise
@@ -77,7 +80,7 @@ class Connection:
     def _socket(self) -> zmq.Socket[bytes]:
         return self._sockets[self._failover.active]
 
-    def _open(self, endpoint: str) -> zmq.Socket[bytes]:
+    def _open(self, endpoint: str, keys: ClientKeys | None) -> None:
         socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a server that is not there
@@ -88,16 +91,25 @@ class Connection:
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
         socket.setsockopt(zmq.HANDSHAKE_IVL, 2000)
         socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)  # a server that vanished without a word is noticed
+        socket.setsockopt(zmq.IPV6, 1)  # of a name that has addresses of both kinds, either will do
+        if keys and not endpoint.startswith("ipc://"):  # a path is guarded by its permissions, and asks for no keys
+            keys.lock(socket)
+        self._sockets.append(socket)
+        self._handshakes.append(Handshake(socket, endpoint, locked=keys is not None))
         try:
             socket.connect(endpoint)
         except zmq.ZMQError as error:
-            socket.close(0)
             raise ConfigError(f"endpoint: expected tcp://HOST:PORT or ipc://PATH, got {endpoint!r}") from error
-        return socket
 
     def close(self) -> None:
+        self._shut(0)
+
+    def _shut(self, linger_ms: int) -> None:
+        for handshake in self._handshakes:
+            handshake.close()
         for socket in self._sockets:
-            socket.close(0)
+            socket.close(linger_ms)
+        self._handshakes = []
 
     def __enter__(self: C) -> C:
         return self
@@ -117,27 +129,32 @@ class Connection:
 
     def _post(self, message: Message, deadline: Deadline) -> int:
         """Send to the active server, or where it cannot be sent to within a moment, to the next one that can. Returns
-        which one."""
+        which one. Raises ServerLost; LockedOut as soon as the only server is known not to let us in."""
         frames = wire.encode(message)
         patience = Deadline.after(min(PATIENCE_S, deadline.remaining() / 2))  # it may be connecting again
         while True:
             active = self._failover.active
             if self._send(active, frames):
                 return active
-            if len(self._sockets) > 1 and patience.passed():
+            refusal = self._handshakes[active].refusal()
+            if len(self._sockets) > 1 and (refusal or patience.passed()):
                 for server in self._failover.order(now())[1:]:
                     if self._send(server, frames):
                         self._leave(active, "no server there", server)
                         return server
+            if refusal:
+                raise self._lost(active, refusal, LockedOut)
             if deadline.passed():
                 raise self._lost(active, "no server there before the deadline")
             self._wait_writable(deadline if len(self._sockets) == 1 or patience.passed() else patience, patience)
 
     def _wait_writable(self, deadline: Deadline, patience: Deadline) -> None:
-        """Wait until the active server can be sent to; once patience is over, until any can."""
+        """Wait until the active server can be sent to or refuses us; once patience is over, until any does."""
         poller = zmq.Poller()
-        for socket in self._sockets if patience.passed() else [self._socket]:
-            poller.register(socket, zmq.POLLOUT)
+        for server in range(len(self._sockets)) if patience.passed() else [self._failover.active]:
+            poller.register(self._sockets[server], zmq.POLLOUT)
+            self._handshakes[server].refusal()  # what it told was heard, and it is silent until it tells more
+            poller.register(self._handshakes[server].socket, zmq.POLLIN)
         poller.poll(_milliseconds(deadline))
 
     def _send(self, server: int, frames: Sequence[Buffer]) -> bool:
@@ -184,9 +201,9 @@ class Connection:
 
     # Several servers.
 
-    def _lost(self, server: int, what: str) -> ServerLost:
+    def _lost(self, server: int, what: str, kind: type[ServerLost] = ServerLost) -> ServerLost:
         self._leave(server, what)
-        return ServerLost(f"{self.endpoints[server]}: {what}")
+        return kind(f"{self.endpoints[server]}: {what}")
 
     def _leave(self, server: int, why: str, successor: int | None = None) -> None:
         """Let the next call go to another server, where there is one."""

@@ -8,9 +8,12 @@ import shutil
 from pathlib import Path
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a new file and wait until the disk has it. The file's name is durable after `sync_folder`."""
+def write_file(path: Path, data: bytes, mode: int | None = None) -> None:
+    """Write a new file and wait until the disk has it. The file's name is durable after `sync_folder`.
+    With a `mode` it never has another one while there is anything in it."""
     with path.open("wb") as file:
+        if mode is not None:
+            os.fchmod(file.fileno(), mode)
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -42,10 +45,10 @@ def sync_file(path: Path) -> None:
 sync_folder = sync_file  # on Linux a folder is synced through a descriptor too: this makes its names durable
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes, mode: int | None = None) -> None:
     """Replace a file's content in one step: readers see the old content or the new."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    write_file(fresh, data)
+    write_file(fresh, data, mode)
     os.replace(fresh, path)
     sync_folder(path.parent)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 from pathlib import Path
 
@@ -10,11 +11,21 @@ from filelock import FileLock, Timeout
 
 from hotpolicy.runtime.errors import ConfigError
 
+_NOT_OURS = (errno.ENODEV, errno.EADDRNOTAVAIL, errno.EINVAL)
 IPC_LENGTH = 100  # bytes in a unix socket's path; the kernel's own limit is 107 and counts a final zero
 
 
-def check(field: str, endpoint: str) -> str:
-    """The endpoint as it is to be bound. Raises ConfigError unless it is ipc or a loopback address."""
+# How the keys are made that let other computers in.
+MAKE_KEYS = (
+    "`hotpolicy keys new --server DIR` here and `hotpolicy keys new --client NAME` there, then serve with --keys DIR"
+)
+
+
+def check(field: str, endpoint: str, keys: bool = False) -> str:
+    """The endpoint as it is to be bound. Raises ConfigError unless it is ipc or a loopback address, or there are keys.
+
+    `keys`: whether the socket is locked (CURVE). One that is not lets in whoever can reach it.
+    """
     scheme, separator, rest = endpoint.partition("://")
     if not separator or scheme not in ("tcp", "ipc") or not rest:
         raise ConfigError(f"{field}: expected tcp://127.0.0.1:PORT or ipc://PATH, got {endpoint!r}")
@@ -23,18 +34,23 @@ def check(field: str, endpoint: str) -> str:
             raise ConfigError(f"{field}: expected an ipc path of at most {IPC_LENGTH} bytes, got {len(rest.encode())}")
         return endpoint
     host, _, port = rest.rpartition(":")
-    if not (port == "*" or (port.isascii() and port.isdigit() and int(port) < 65536)):
-        raise ConfigError(f"{field}: expected a port from 0 to 65535, got {endpoint!r}")
+    if not host or not (port == "*" or (port.isascii() and port.isdigit() and int(port) < 65536)):
+        raise ConfigError(f"{field}: expected an address and a port from 0 to 65535, got {endpoint!r}")
     host = "127.0.0.1" if host == "localhost" else host
-    try:
-        loopback = ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
+    if not keys and not _is_loopback(host):
         raise ConfigError(
-            f"{field}: expected a loopback address or ipc, because nothing is encrypted; got {endpoint!r}"
+            f"{field}: expected a loopback address or ipc, because there are no keys; got {endpoint!r}. "
+            f"To serve other computers make keys: {MAKE_KEYS}"
         )
     return f"tcp://{host}:{'*' if port == '0' else port}"
+
+
+def _is_loopback(host: str) -> bool:
+    """Of an address. A name may lead anywhere, and an interface's too."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def beside(endpoint: str) -> str:
@@ -60,7 +76,8 @@ def bind(socket: zmq.Socket[bytes], field: str, endpoint: str) -> FileLock | Non
             lock.release()
         if error.errno == zmq.EADDRINUSE:
             raise ConfigError(f"{field}: {endpoint} is taken by another server; stop it or choose another") from error
-        raise ConfigError(f"{field}: cannot bind {endpoint}: {error.strerror}") from error
+        hint = "; expected an address or interface of this computer" if error.errno in _NOT_OURS else ""
+        raise ConfigError(f"{field}: cannot bind {endpoint}: {error.strerror}{hint}") from error
     return lock
 
 

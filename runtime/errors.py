@@ -8,6 +8,7 @@ HotpolicyError
 │   ├── Expired            the deadline passed before it could be computed: send a newer observation
 │   ├── Superseded         a newer observation of the same session replaced it: wait for that one
 │   ├── ServerLost         no answer before the deadline: hold; the client reconnects by itself
+│   │   └── LockedOut      the server is there and does not let this client in: look at the keys; hold
 │   ├── BadReply           the peer broke the protocol: the client drops the reply
 │   ├── EngineFault        the model failed on this request: the server goes on
 │   │   └── ServerFailed   the model is gone, and the server with it: ask another server
@@ -65,6 +66,10 @@ class Superseded(ServeError):
 
 class ServerLost(ServeError):
     code = "server_lost"
+
+
+class LockedOut(ServerLost):
+    code = "locked_out"
 
 
 class BadReply(ServeError):

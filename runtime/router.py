@@ -19,6 +19,7 @@ from filelock import FileLock
 
 from hotpolicy.runtime import endpoint as endpoints
 from hotpolicy.runtime.bell import Bell
+from hotpolicy.runtime.doorman import Door, Doorman, Guests
 from hotpolicy.runtime.wire import Buffer, Caps
 
 logger = logging.getLogger(__name__)
@@ -28,8 +29,19 @@ LINGER_MS = 500  # for replies on their way when the socket closes
 
 
 class Router:
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], caps: Caps, bell: Bell):
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        caps: Caps,
+        bell: Bell,
+        door: Door = "robots",
+        doorman: Doorman | None = None,
+    ):
+        """With a `doorman` a tcp socket asks for keys, and he knows who may come in at this `door`."""
         self.dropped = 0  # replies that could not be sent
+        self.shut_out = 0  # messages of clients that were revoked
+        self._door, self._doorman = door, doorman
+        self._guests: Guests | None = None  # once bound, where keys are asked for
         self._bell = bell
         self._lock = threading.Lock()
         self._file_lock: FileLock | None = None
@@ -46,13 +58,17 @@ class Router:
 
     def bind(self, field: str, endpoint: str) -> str:
         """Returns the endpoint with its port. Raises ConfigError naming the field when it is taken."""
+        if self._doorman and not endpoint.startswith("ipc://"):  # a path is guarded by its permissions
+            self._doorman.lock(self._socket, self._door)
+            self._guests = self._doorman.guests
+        self._socket.set(zmq.IPV6, int("[" in endpoint))
         self._file_lock = endpoints.bind(self._socket, field, endpoint)
         return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def receive(self) -> tuple[bytes, list[Buffer]] | None:
         """The next message and who sent it, without waiting; None: there is none, and `fd` will tell of the next.
 
-        The header is copied, the arrays behind it are not.
+        The header is copied, the arrays behind it are not. A client that was revoked has sent no frames.
         """
         with self._lock:
             socket = self._socket
@@ -60,9 +76,25 @@ class Router:
                 return None
             peer = socket.recv()
             frames: list[Buffer] = []
+            welcome = True
             while socket.get(zmq.RCVMORE):
-                frames.append(socket.recv(copy=False).buffer if frames else socket.recv())
-        return peer, frames
+                if frames or self._guests:
+                    frame = socket.recv(copy=False)
+                    welcome = welcome and (bool(frames) or self._may_stay(frame))
+                    frames.append(frame.buffer if frames else frame.bytes)
+                else:
+                    frames.append(socket.recv())
+        return peer, frames if welcome else []
+
+    def _may_stay(self, header: zmq.Frame) -> bool:
+        """Whether whoever sent this is still allowed; libzmq has no way to hang up on one client."""
+        name = header.get("User-Id")
+        if not self._guests or self._guests.may_stay(str(name), self._door):
+            return True
+        self.shut_out += 1
+        if self.shut_out == 1:
+            logger.warning("a message of %s was dropped: it is not allowed any more", name)
+        return False
 
     def send(self, peer: bytes, frames: Sequence[Buffer]) -> None:
         """From any thread. A peer that is gone, or does not read, costs nothing."""

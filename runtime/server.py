@@ -22,6 +22,7 @@ from hotpolicy.runtime.bell import Bell
 from hotpolicy.runtime.clock import Deadline, now
 from hotpolicy.runtime.config import ServeConfig
 from hotpolicy.runtime.desk import Desk
+from hotpolicy.runtime.doorman import Door, Doorman
 from hotpolicy.runtime.envelope import one_line
 from hotpolicy.runtime.errors import EngineFault, ServerFailed
 from hotpolicy.runtime.fronts import Front
@@ -30,6 +31,7 @@ from hotpolicy.runtime.fronts.openpi import Openpi
 from hotpolicy.runtime.fronts.operators import Control, Operators
 from hotpolicy.runtime.fronts.robots import Robots
 from hotpolicy.runtime.inference import Inference, Slot
+from hotpolicy.runtime.keys import ServerKeys
 from hotpolicy.runtime.life import Life, State
 from hotpolicy.runtime.metrics import Meter, resident_bytes
 from hotpolicy.runtime.notify import Notifier
@@ -96,8 +98,11 @@ class PolicyServer:
             stack.callback(self._bell.close)
             context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
             stack.callback(context.term)
-            self._robots = Robots(self._socket(stack, context), self._desk)
-            self._operators = Operators(self._socket(stack, context), self._desk, self._control)
+            doorman = Doorman(context, ServerKeys.load(self.config.keys)) if self.config.keys else None
+            if doorman:
+                stack.callback(doorman.close)
+            self._robots = Robots(self._socket(stack, context, "robots", doorman), self._desk)
+            self._operators = Operators(self._socket(stack, context, "operators", doorman), self._desk, self._control)
             self.endpoint = self._robots.router.bind("endpoint", self.config.endpoint)
             self.control_endpoint = self._operators.router.bind("control", self.config.control)
             self._fronts = [self._operators, self._robots]
@@ -203,8 +208,14 @@ class PolicyServer:
 
     # The threads.
 
-    def _socket(self, stack: contextlib.ExitStack, context: zmq.Context[zmq.Socket[bytes]]) -> Router:
-        router = Router(context, self.config.caps, self._bell)
+    def _socket(
+        self,
+        stack: contextlib.ExitStack,
+        context: zmq.Context[zmq.Socket[bytes]],
+        door: Door = "robots",
+        doorman: Doorman | None = None,
+    ) -> Router:
+        router = Router(context, self.config.caps, self._bell, door, doorman)
         stack.callback(router.close)
         return router
 
