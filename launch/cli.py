@@ -23,6 +23,7 @@ from hotpolicy.launch.doctor import doctor
 from hotpolicy.launch.export import export
 from hotpolicy.launch.finetune import finetune
 from hotpolicy.launch.importing import import_policy
+from hotpolicy.launch.keys import keys
 from hotpolicy.launch.pretrain import pretrain_nano
 from hotpolicy.launch.record import record
 from hotpolicy.launch.run import run
@@ -93,6 +94,7 @@ for verb in VERBS:
     app.command()(verb)
 app.add_typer(deploy, name="deploy")
 app.command("import")(import_policy)  # no function can have this name
+app.add_typer(keys, name="keys")
 
 
 @app.callback()

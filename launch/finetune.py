@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hotpolicy.launch.options import STORE, StoreFolder
+from hotpolicy.launch.options import STORE, Key, ServerKey, StoreFolder
 from hotpolicy.runtime.errors import SwapRefused
 
 Event = dict[str, Any]
@@ -68,6 +68,8 @@ def finetune(
     control: Annotated[
         str | None, typer.Option("--publish", help="Control socket of a server to swap a passed version into.")
     ] = None,
+    key: Key = None,
+    server_key: ServerKey = None,
     as_json: Annotated[bool, typer.Option("--json", help="Progress as JSON lines on stdout.")] = False,
 ) -> None:
     """Tune a version on new demonstrations, judge it against the one it would replace, and seal it as a delta.
@@ -100,9 +102,9 @@ def finetune(
     if not event["passed"]:
         raise SwapRefused(f"{event['version']}: refused by the gate: {'; '.join(event['reasons'])}")
     if control is not None:
-        from hotpolicy.runtime.client import ControlClient
+        from hotpolicy.launch.versions import connect
 
-        with ControlClient(control) as client:
+        with connect(control, key, server_key) as client:
             client.swap(event["version"])
         typer.echo(json.dumps({"event": "live", **event}) if as_json else f"{event['version']} is live")
 

@@ -19,6 +19,17 @@ Control = Annotated[
 Endpoint = Annotated[
     str, typer.Option(envvar="HOTPOLICY_ENDPOINT", help="The server's data socket, tcp://HOST:PORT or ipc://PATH.")
 ]
+Key = Annotated[
+    Path | None,
+    typer.Option(
+        "--key",
+        envvar="HOTPOLICY_KEY",
+        help="This client's secret key, NAME.key_secret, for a server that asks for one.",
+    ),
+]
+ServerKey = Annotated[
+    Path | None, typer.Option("--server-key", envvar="HOTPOLICY_SERVER_KEY", help="That server's public key.")
+]
 StoreFolder = Annotated[
     Path, typer.Option("--store", envvar="HOTPOLICY_STORE", help="Folder that keeps the policy versions.")
 ]

@@ -79,6 +79,8 @@ class Profile:
     chunking: Chunking  # how the robot comes from one chunk of actions to the next, see runtime/chunks.py
     endpoint: str  # the policy server's data socket
     control: str  # the policy server's control socket
+    key: Path | None  # this robot's secret key and that server's public one, where it asks for keys; None: none
+    server_key: Path | None
     world: str | None  # the simulator's socket; None for an arm of metal
     standby: tuple[str, ...] = ()  # data sockets of servers that are asked while that one gives no answer
 
@@ -142,6 +144,8 @@ def load_profile(name: str | Path) -> Profile:
         chunking=_chunking(fields),
         endpoint=_endpoint(server, "endpoint"),
         control=_endpoint(server, "control"),
+        key=_beside(file, server, "key"),
+        server_key=_beside(file, server, "server_key"),
         world=_endpoint(fields, "world") if fields.has("world") else None,
         standby=tuple(_socket(server, "standby", one) for one in server.texts("standby"))
         if server.has("standby")
@@ -216,6 +220,11 @@ def _socket(fields: Fields, key: str, value: str) -> str:
     if not value.startswith(("tcp://", "ipc://")) or len(value) <= len("tcp://"):
         raise fields.error(key, "tcp://HOST:PORT or ipc:///PATH", value)
     return value
+
+
+def _beside(file: Path, fields: Fields, key: str) -> Path | None:
+    """A path that the profile may give, taken from its own folder."""
+    return file.parent / Path(fields.text(key)).expanduser() if fields.has(key) else None
 
 
 def _joints(fields: Fields) -> tuple[JointProfile, ...]:

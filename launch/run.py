@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 import typer
 
 from hotpolicy.launch import console
-from hotpolicy.launch.options import ROBOT, AsJson, Episodes, LongestS, Release, Robot, Seed, Task
+from hotpolicy.launch.options import ROBOT, AsJson, Episodes, Key, LongestS, Release, Robot, Seed, ServerKey, Task
 from hotpolicy.runtime.errors import BusLost, ConfigError
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def run(
             "Default: the profile's."
         ),
     ] = None,
+    key: Key = None,
+    server_key: ServerKey = None,
     record: Annotated[Path | None, typer.Option(help="Also record the episodes into this dataset folder.")] = None,
     teleop: Annotated[
         str | None,
@@ -64,6 +66,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Let the served policy do a task: fixed rate, within the limits, holding whenever no fresh action is there."""
+    from hotpolicy.launch.keys import client_keys
     from hotpolicy.launch.profile import load_profile
     from hotpolicy.launch.rig import Rig
     from hotpolicy.runtime.client import PolicyClient
@@ -72,7 +75,8 @@ def run(
         raise ConfigError(f"boundary: expected chunk or episode, got {boundary!r}")
     way = _chunking(chunking)
     profile, at = load_profile(robot), _boundary(boundary)
-    with PolicyClient(endpoint or profile.endpoints, timeout_s=deadline_ms / 1000, boundary=at) as client:
+    known = client_keys(key, server_key, profile)
+    with PolicyClient(endpoint or profile.endpoints, timeout_s=deadline_ms / 1000, boundary=at, keys=known) as client:
         require_fit(client.hello().spec, profile.spec)
         with Rig.open(profile) as rig:
             source = policy_source(rig, client, replan, way)

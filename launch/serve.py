@@ -65,10 +65,19 @@ def serve(
         ),
     ] = None,
     endpoint: Annotated[
-        str | None, typer.Option(help="Data socket, loopback tcp or ipc. Default: tcp://127.0.0.1:5555.")
+        str | None,
+        typer.Option(help="Data socket, tcp (loopback unless there are --keys) or ipc. Default: tcp://127.0.0.1:5555."),
     ] = None,
     control: Annotated[
         str | None, typer.Option(help="Control socket. Default: the next port, or the ipc path with .control.")
+    ] = None,
+    keys: Annotated[
+        str | None,
+        typer.Option(
+            envvar="HOTPOLICY_KEYS",
+            help="Folder made by `hotpolicy keys new --server`. The tcp sockets then let in only clients that are "
+            "allowed, and may be bound to any address.",
+        ),
     ] = None,
     threads: Annotated[
         int | None,
@@ -127,6 +136,7 @@ def serve(
         "engine": engine,
         "endpoint": endpoint,
         "control": control,
+        "keys": keys,
         "threads": threads,
         "device": device,
         "dtype": dtype,
@@ -237,7 +247,7 @@ def _begin_with(folder: Path, store: Store) -> str:
 def _read(file: Path) -> dict[str, Any]:
     fields = Fields.read(file)
     found: dict[str, Any] = {}
-    for name in ("folder", "store", "engine", "endpoint", "control", "device", "dtype"):
+    for name in ("folder", "store", "engine", "endpoint", "control", "keys", "device", "dtype"):
         if fields.has(name):
             found[name] = fields.text(name)
     for name in ("threads", "max_batch", "metrics_port"):

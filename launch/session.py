@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hotpolicy.launch.options import CONTROL, ROBOT, STORE, Control, Robot, Seed, StoreFolder
+from hotpolicy.launch.options import CONTROL, ROBOT, STORE, Control, Key, Robot, Seed, ServerKey, StoreFolder
 from hotpolicy.launch.teleop import Teleop, collect
 from hotpolicy.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from hotpolicy.finetune.recorder import Recorder
     from hotpolicy.launch.rig import Rig
+    from hotpolicy.runtime.keys import ClientKeys
     from hotpolicy.runtime.messages import Step
 
 FILE = "session.json"
@@ -56,6 +57,8 @@ def session(
     teleop: Teleop = "scripted",
     store: StoreFolder = STORE,
     control: Control = CONTROL,
+    key: Key = None,
+    server_key: ServerKey = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds in all, those of earlier runs included.")] = 1,
     episodes: Annotated[int, typer.Option(min=1, help="Demonstrations in each round.")] = 24,
     tries: Annotated[int, typer.Option(min=0, help="Episodes by the policy after each round, over all tasks.")] = 8,
@@ -81,11 +84,15 @@ def session(
     """Teach a robot in rounds. Each round: demonstrations are recorded, the live version is tuned on all of them in a
     process of its own, judged, and, if it passes, swapped into the running server; then the policy is tried."""
     from hotpolicy.finetune.recorder import Recorder
+    from hotpolicy.launch.keys import client_keys
+    from hotpolicy.launch.profile import load_profile
     from hotpolicy.launch.rig import Rig
     from hotpolicy.launch.versions import connect, open_store
 
-    state = State.load(folder)
-    with connect(control) as client:
+    state, profile = State.load(folder), load_profile(robot)
+    key, server_key = (key, server_key) if key or server_key else (profile.key, profile.server_key)
+    known = client_keys(key, server_key)
+    with connect(control, key, server_key) as client:
         client.ping()  # fail now rather than after the demonstrations
     open_store(store).live()
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +100,9 @@ def session(
         "--store", str(store), "--strategy", strategy, "--steps", str(steps),
         "--success", str(success), "--old-error", str(old_error), "--threads", str(threads), "--publish", control,
     ]  # fmt: skip
-    with Rig.open(robot) as rig:
+    if known:
+        tuning += ["--key", str(key), "--server-key", str(server_key)]
+    with Rig.open(profile) as rig:
         checks = trials if trials is not None else 20 if rig.world is not None else 0
         tuning += ["--trials", str(checks)]
         rig.arm.torque(True)
@@ -108,7 +117,7 @@ def session(
             (state.published if verdict["passed"] else state.refused).append(verdict["version"])
             with Recorder.open(folder / "dataset", rig.profile.spec) as recorder:
                 corrections = Corrections(recorder)
-                state.tried.append(attempt(rig, task, tries, seed + 100_000 * number, take_over, corrections))
+                state.tried.append(attempt(rig, task, tries, seed + 100_000 * number, take_over, corrections, known))
             state.rounds = number
             state.save(folder)
             word = "published" if verdict["passed"] else f"refused: {'; '.join(verdict['reasons'])}"
@@ -157,7 +166,13 @@ class Corrections:
 
 
 def attempt(
-    rig: Rig, tasks: Sequence[str], tries: int, seed: int, take_over: str | None, corrections: Corrections
+    rig: Rig,
+    tasks: Sequence[str],
+    tries: int,
+    seed: int,
+    take_over: str | None,
+    corrections: Corrections,
+    keys: ClientKeys | None = None,
 ) -> list[int]:
     """[successes, episodes] of the served policy; one that had to be corrected is none, and one that nobody can judge
     neither. With `take_over` corrections are recorded, and escape ends the tries."""
@@ -166,7 +181,7 @@ def attempt(
     from hotpolicy.runtime.client import PolicyClient
 
     wins = done = 0
-    with PolicyClient(rig.profile.endpoints) as client, ExitStack() as open_feeds:
+    with PolicyClient(rig.profile.endpoints, keys=keys) as client, ExitStack() as open_feeds:
         source = open_feeds.enter_context(taking_over(rig, policy_source(rig, client, replan=4), take_over))
         feeds = [Feed(corrections, when_full="wait" if rig.stepped else "fail")] if take_over else []
         for feed in feeds:

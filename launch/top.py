@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console, Group, RenderableType
@@ -14,8 +14,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from hotpolicy.launch.options import ENDPOINT
+from hotpolicy.launch.keys import client_keys
+from hotpolicy.launch.options import ENDPOINT, Key, ServerKey
 from hotpolicy.runtime.errors import ServerLost
+
+if TYPE_CHECKING:
+    from hotpolicy.runtime.keys import ClientKeys
 
 NARROW = 60  # columns; below, latencies show their middle and their tail only
 COLOURS = {"ready": "green", "draining": "yellow", "failed": "bold red", "lost": "bold red"}
@@ -42,6 +46,8 @@ class Frame:
 
 def top(
     endpoint: Annotated[str, typer.Argument(envvar="HOTPOLICY_ENDPOINT", help="The server's data socket.")] = ENDPOINT,
+    key: Key = None,
+    server_key: ServerKey = None,
     interval_s: Annotated[float, typer.Option(min=0.1, max=60, help="From one look to the next, s.")] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Show one interval and end.")] = False,
     as_json: Annotated[
@@ -52,7 +58,7 @@ def top(
 
     A server that is gone is said to be lost, and watched again when it is back.
     """
-    looks = watch(endpoint, interval_s)
+    looks = watch(endpoint, interval_s, client_keys(key, server_key))
     try:
         if once or not (as_json or Console().is_terminal):
             _show_once(looks, as_json)
@@ -67,11 +73,11 @@ def top(
         looks.close()
 
 
-def watch(endpoint: str, interval_s: float) -> Generator[Frame, None, None]:
+def watch(endpoint: str, interval_s: float, keys: ClientKeys | None = None) -> Generator[Frame, None, None]:
     """A frame for each interval, without end. A server that gives no answer is told of, not raised."""
     from hotpolicy.runtime.client import PolicyClient
 
-    with PolicyClient(endpoint, timeout_s=min(1.0, interval_s)) as client:
+    with PolicyClient(endpoint, timeout_s=min(1.0, interval_s), keys=keys) as client:
         seen: Frame | None = None
         looked, heard = time.monotonic(), time.monotonic()
         while True:

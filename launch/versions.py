@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hotpolicy.launch import console
-from hotpolicy.launch.options import CONTROL, STORE, AsJson, Control, StoreFolder
+from hotpolicy.launch.options import CONTROL, STORE, AsJson, Control, Key, ServerKey, StoreFolder
 from hotpolicy.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,9 +25,11 @@ Request = Annotated[
 ]
 
 
-def versions(control: Control = CONTROL, as_json: AsJson = False) -> None:
+def versions(
+    control: Control = CONTROL, key: Key = None, server_key: ServerKey = None, as_json: AsJson = False
+) -> None:
     """List the versions a running server can serve."""
-    with connect(control) as client:
+    with connect(control, key, server_key) as client:
         rows = client.versions()["versions"]
     shown = [{**row, "made_by": row["provenance"].get("strategy") or row["provenance"].get("made_by")} for row in rows]
     console.show(shown if not as_json else rows, ("id", "role", "kind", "parent", "family", "made_by"), as_json)
@@ -58,42 +60,51 @@ def swap(
         ),
     ],
     control: Control = CONTROL,
+    key: Key = None,
+    server_key: ServerKey = None,
     request_id: Request = None,
     as_json: AsJson = False,
 ) -> None:
     """Load a version beside the live one, check it, and make it live between two chunks. No request is lost."""
     if (folder := Path(version) / "manifest.json").is_file():
         version = str(folder.parent.resolve())
-    with connect(control) as client:
+    with connect(control, key, server_key) as client:
         reply = client.swap(version, request_id=request_id or uuid.uuid4().hex, by=getpass.getuser())
     _show_change(reply, as_json)
 
 
-def rollback(control: Control = CONTROL, request_id: Request = None, as_json: AsJson = False) -> None:
+def rollback(
+    control: Control = CONTROL,
+    key: Key = None,
+    server_key: ServerKey = None,
+    request_id: Request = None,
+    as_json: AsJson = False,
+) -> None:
     """Go back to the previous version, which is still in memory. A second rollback goes forward again."""
-    with connect(control) as client:
+    with connect(control, key, server_key) as client:
         reply = client.rollback(request_id=request_id or uuid.uuid4().hex, by=getpass.getuser())
     _show_change(reply, as_json)
 
 
-def status(control: Control = CONTROL, as_json: AsJson = False) -> None:
+def status(control: Control = CONTROL, key: Key = None, server_key: ServerKey = None, as_json: AsJson = False) -> None:
     """Show which versions are live, previous and staged, and the server's faults."""
-    with connect(control) as client:
+    with connect(control, key, server_key) as client:
         console.show_one({"state": client.ping(), **_facts(client.status())}, as_json)
 
 
-def history(control: Control = CONTROL, as_json: AsJson = False) -> None:
+def history(control: Control = CONTROL, key: Key = None, server_key: ServerKey = None, as_json: AsJson = False) -> None:
     """List every change of the live version, oldest first: when, what, by whom, and why if by the server itself."""
-    with connect(control) as client:
+    with connect(control, key, server_key) as client:
         changes = client.history()["changes"]
     rows = changes if as_json else [{**change, "reason": (change["verdict"] or {}).get("reason")} for change in changes]
     console.show(rows, ("at", "action", "version", "before", "by", "reason"), as_json)
 
 
-def connect(control: str) -> ControlClient:
+def connect(control: str, key: Path | None = None, server_key: Path | None = None) -> ControlClient:
+    from hotpolicy.launch.keys import client_keys
     from hotpolicy.runtime.client import ControlClient
 
-    return ControlClient(control)
+    return ControlClient(control, keys=client_keys(key, server_key))
 
 
 def shipped(folder: Path) -> Path:
