@@ -132,8 +132,8 @@ class Control:
                     "parent": bundle.manifest.parent,
                     "family": bundle.manifest.model["family"],
                     "tensors": len(bundle.manifest.tensors),
-                    "verdict": bundle.manifest.verdict,
-                    "provenance": bundle.manifest.provenance,
+                    "verdict": _brief(bundle.manifest.verdict),
+                    "provenance": _brief(bundle.manifest.provenance),
                     "role": roles.get(bundle.id),
                 }
                 for bundle in self.store.versions()
@@ -164,6 +164,27 @@ class Control:
             raise BadRequest("shutdown: this server cannot be stopped by a message")
         self._shutdown()
         return {"stopping": True}
+
+
+def _brief(value: Mapping[str, Any] | None, levels: int = 2) -> dict[str, Any] | None:
+    """What a list of versions says of each: without learning curves and tables in tables, which are in its manifest;
+    the wire takes so many levels only."""
+    if value is None:
+        return None
+    found: dict[str, Any] = {}
+    for name, inner in value.items():
+        if _depth(inner) <= levels:
+            found[name] = inner
+        elif isinstance(inner, Mapping) and levels > 1 and (rest := _brief(inner, levels - 1)):
+            found[name] = rest
+    return found
+
+
+def _depth(value: Any) -> int:
+    """Maps and lists inside one another."""
+    if not isinstance(value, Mapping | list):
+        return 0
+    return 1 + max((_depth(inner) for inner in (value.values() if isinstance(value, Mapping) else value)), default=0)
 
 
 def _text(message: Message, name: str, longest: int = 200) -> str:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from hotpolicy.runtime import envelope, wire
+from hotpolicy.runtime.bundle import seal
 from hotpolicy.runtime.checks import Checks
 from hotpolicy.runtime.control import Control
 from hotpolicy.runtime.engine.echo_engine import EchoPolicy, seal_echo
@@ -55,6 +58,31 @@ def test_swap_tells_its_phases(desk: Desk) -> None:
     assert all(phase >= 0 for phase in phases)
     assert sum(phases[:3]) <= reply["total_ms"]
     assert desk.slot.live.version == desk.first
+
+
+def test_a_tuned_version_is_listed_without_its_curves(desk: Desk, tmp_path: Path) -> None:
+    """As `finetune` seals one: deeper than the wire takes, and then nobody could list the versions any more."""
+    rows: dict[str, object] = {"new": {"hover": {"loss": 0.1}}}
+    curves = {"train": [[3, 0.5], [6, 0.4]], "held_out": [rows]}
+    provenance = {
+        "made_by": "hotpolicy finetune",
+        "config": {"steps": 350},
+        "curves": curves,
+        "datasets": [{"at": [1]}],
+    }
+    verdict = {"passed": True, "figures": {"drift": 0.1, "held_out": {"before": rows}}}
+    base = desk.store.open(desk.base)
+    tuned = seal(
+        tmp_path / "tuned", kind="delta", parent=base.id, model=base.manifest.model,
+        tensors={"level": np.ones(1, np.float32)}, spec=base.manifest.spec, transforms={}, provenance=provenance,
+        verdict=verdict,
+    )  # fmt: skip
+    desk.store.add(tuned.folder)
+    reply = desk.ask("versions")
+    listed = next(version for version in reply["versions"] if version["id"] == tuned.id)
+    assert listed["provenance"] == {"made_by": "hotpolicy finetune", "config": {"steps": 350}}
+    assert listed["verdict"] == {"passed": True, "figures": {"drift": 0.1}}
+    wire.decode(wire.encode(envelope.message("control", 1, result=reply)))
 
 
 def test_stage_promote_rollback(desk: Desk) -> None:

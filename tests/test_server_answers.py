@@ -297,6 +297,17 @@ def test_commands_and_their_errors(start: Start) -> None:
         assert all("request_id" in message for message in server._control.handled)  # type: ignore[attr-defined]
 
 
+def test_a_reply_that_no_client_could_read_is_said_at_once(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, deep = start(), {}  # type: ignore[var-annotated]
+    for _ in range(9):
+        deep = {"deeper": deep}
+    monkeypatch.setattr(server._control, "handle", lambda message: deep)
+    with ControlClient(server.control_endpoint, longest_s=5) as operator:
+        with pytest.raises(HotpolicyError, match=r"reply: result.*expected at most 8 levels"):
+            operator.versions()
+        assert operator.ping() == "ready"
+
+
 def test_a_command_may_take_longer_than_the_silence_allowed(start: Start) -> None:
     server = start(control_delay_s=1.0)
     with ControlClient(server.control_endpoint, timeout_s=0.4) as operator:

@@ -8,9 +8,9 @@ import queue
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from hotpolicy.runtime import envelope
+from hotpolicy.runtime import envelope, wire
 from hotpolicy.runtime.desk import Desk
-from hotpolicy.runtime.errors import BadRequest, Busy, HotpolicyError
+from hotpolicy.runtime.errors import BadReply, BadRequest, Busy, HotpolicyError
 from hotpolicy.runtime.fronts.native import Native
 from hotpolicy.runtime.router import Router
 from hotpolicy.runtime.wire import Buffer, Message
@@ -39,7 +39,7 @@ class Operators:
     def run(self) -> None:
         while (command := self._commands.get()) is not None:
             peer, message = command
-            self._native.send(peer, self._done(message))
+            self._native.send(peer, _deliverable(self._done(message)))
 
     def stop(self) -> None:
         """Let the thread end after the command it does."""
@@ -73,3 +73,13 @@ class Operators:
         if kind == "status":
             result = {**result, "server": self._desk.stats()}
         return envelope.message("control", id, result=result)
+
+
+def _deliverable(reply: Message) -> Message:
+    """The reply, or why no client could read it: else one would wait for it as for a slow command."""
+    try:
+        wire.decode(wire.encode(reply), fault=BadReply)
+    except (BadRequest, BadReply) as error:
+        logger.error("a control reply could not be read: %s", error)
+        return envelope.from_error(reply["id"], HotpolicyError(f"reply: {error}"))
+    return reply
