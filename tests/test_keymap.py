@@ -196,3 +196,12 @@ def test_an_observation_names_the_clients_key(change: dict[str, Any], says: str)
     for key in ("observation/front", "observation/state", "prompt"):
         with pytest.raises(BadRequest, match=f"^{key}: expected"):
             fit.observation({name: value for name, value in values.items() if name != key})
+
+
+def test_a_refusal_of_our_camera_names_their_key() -> None:
+    fit = keymap_file.load("openpi_libero").fit(preset("libero"))
+    told = fit.in_their_words(BadRequest("images.wrist_image: expected (224, 224, 3) uint8 RGB, got (8, 8, 3) uint8"))
+    assert type(told) is BadRequest
+    assert str(told) == "observation/wrist_image: expected (224, 224, 3) uint8 RGB, got (8, 8, 3) uint8"
+    other = BadRequest("state: expected finite numbers")
+    assert fit.in_their_words(other) is other

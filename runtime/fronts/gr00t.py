@@ -163,7 +163,7 @@ class Gr00t:
             try:
                 self._desk.admit(request, peer.address, rows.taker(n))
             except HotpolicyError as error:
-                rows.take(n, error)
+                rows.take(n, fit.in_their_words(error))
 
     def _answer(self, outcomes: Sequence[Outcome], asked: Asked, fit: Fit, reply: Callable[[Any], None]) -> None:
         """Any thread: every row of a request has become something."""

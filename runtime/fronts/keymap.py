@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hotpolicy.runtime.envelope import TASK_LENGTH
-from hotpolicy.runtime.errors import BadRequest, ConfigError
+from hotpolicy.runtime.errors import BadRequest, ConfigError, HotpolicyError
 from hotpolicy.runtime.messages import Observation, RobotSpec
 
 Parts = Mapping[str, Sequence[str]]  # their key -> our joints, in the order of its numbers
@@ -83,6 +83,13 @@ class Fit:
     def split(self, actions: np.ndarray) -> dict[str, np.ndarray]:
         """(horizon, joints) -> their parts, each (horizon, width)."""
         return {key: actions[:, columns] for key, columns in self.columns.items()}
+
+    def in_their_words(self, error: HotpolicyError) -> HotpolicyError:
+        """A refusal of one of our cameras, naming the client's key instead."""
+        for key, camera in self.keymap.images.items():
+            if str(error).startswith(f"images.{camera}: "):
+                return type(error)(f"{key}: {str(error).partition(': ')[2]}")
+        return error
 
     def _task(self, values: Mapping[str, Any]) -> str:
         keys = self.keymap.task

@@ -87,7 +87,10 @@ class Talk:
         fit = self._fitting.fit(self._desk.policy.spec)
         observation = fit.observation(codec.decode(body, self._desk.config.caps))
         request = InferRequest(id, self.session[1], observation, observed_at=0.0, deadline_ms=self._deadline_ms)
-        self._desk.admit(request, self.session[0], self._outcomes.put)
+        try:
+            self._desk.admit(request, self.session[0], self._outcomes.put)
+        except HotpolicyError as error:
+            raise fit.in_their_words(error) from error
         chunk = self._chunk()
         self._meter.count("answered")
         return {
