@@ -313,7 +313,10 @@ def test_a_map_that_does_not_fit_is_said_before_anything_is_bound(tmp_path: Path
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"endpoint": "tcp://0.0.0.0:5565"}, "^gr00t: expected a loopback address"),
+        (
+            {"endpoint": "tcp://0.0.0.0:5565"},
+            "^gr00t: expected a loopback address or ipc, .*ssh -L",
+        ),
         ({"deadline_ms": 0}, "^gr00t: deadline_ms: expected more than 0"),
         ({"deadline_ms": float("nan")}, "^gr00t: deadline_ms"),
     ],

@@ -69,6 +69,7 @@ class Openpi:
             close_timeout=CLOSING_S,
             max_size=self._desk.config.caps.message_bytes,
             max_queue=4,
+            server_header=None,
             logger=quiet,
         )
         self._handle = self._server.handler

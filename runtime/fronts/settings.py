@@ -24,7 +24,15 @@ class Gr00tSettings:
     keymap: KeyMap | None = None  # None: derived from the robot
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "endpoint", endpoints.check("gr00t", self.endpoint))
+        endpoint = endpoints.check("gr00t", self.endpoint, keys=True)
+        try:
+            endpoints.check("gr00t", endpoint)
+        except ConfigError as error:
+            raise ConfigError(
+                f"gr00t: expected a loopback address or ipc, because GR00T's clients know no keys; got {endpoint!r}. "
+                "From another computer come in by `ssh -L 5565:127.0.0.1:5565`"
+            ) from error
+        object.__setattr__(self, "endpoint", endpoint)
         _check_deadline("gr00t", self.deadline_ms)
 
 
