@@ -71,9 +71,7 @@ class OnnxEngine:
         for name, session in (("prefix", prefix), ("head", head)):
             if session.metadata.get("prefix") != exported.prefix:
                 raise BundleError(f"{exported.folder}: {name}.onnx: made for another prefix than the manifest names")
-        engine = cls(exported, exported.bundle.id, prefix, head, exported.tensors, {}, options)
-        engine.warm_up()
-        return engine
+        return cls(exported, exported.bundle.id, prefix, head, exported.tensors, {}, options)
 
     def infer(self, batch: Batch) -> np.ndarray:
         """(batch, horizon, joints) float32, normalised. Raises EngineFault."""
@@ -113,9 +111,7 @@ class OnnxEngine:
             Session(self.exported, graph, tensors, changed, self.options) if graph in touched else mine
             for graph, mine in (("prefix", self.prefix), ("head", self.head))
         )
-        engine = OnnxEngine(self.exported, bundle.id, prefix, head, tensors, changed, self.options)
-        engine.warm_up()
-        return engine
+        return OnnxEngine(self.exported, bundle.id, prefix, head, tensors, changed, self.options)
 
     def with_head(self, folder: Path | str | Exported) -> OnnxEngine:
         """The head of another exported folder on this engine's prefix session. Raises BundleError when that head
@@ -130,30 +126,11 @@ class OnnxEngine:
         if head.metadata.get("prefix") != mine:
             raise BundleError(f"{other.folder}: head.onnx: made for another prefix than the manifest names")
         kept = {name: array for name, array in self.changed.items() if other.places[name] == "prefix"}
-        engine = OnnxEngine(other, other.bundle.id, self.prefix, head, other.tensors, kept, self.options)
-        engine.warm_up()
-        return engine
+        return OnnxEngine(other, other.bundle.id, self.prefix, head, other.tensors, kept, self.options)
 
     @property
     def prefix_digest(self) -> str:
         return self.exported.prefix_of(self.tensors)
-
-    def warm_up(self) -> None:
-        """One blank frame at the policy's shapes, so that the first real one finds memory and kernels ready."""
-        manifest = self.exported.bundle.manifest
-        entry, config = manifest.transforms, manifest.model["config"]
-        slots = entry["images"]["slots"] if "images" in entry else entry["cameras"]
-        words, size = entry["tokenizer"]["max_tokens"], config["vision"]["image_size"]
-        self.infer(
-            Batch(
-                images=np.zeros((1, len(slots), size, size, 3), np.uint8),
-                image_mask=np.array([[slot is not None for slot in slots]]),
-                tokens=np.zeros((1, words), np.int64),
-                token_mask=np.ones((1, words), bool),
-                state=np.zeros((1, config["action_dim"]), np.float32),
-                noise=np.zeros((1, config["horizon"], config["action_dim"]), np.float32),
-            )
-        )
 
 
 def _export_home(bundle: Bundle) -> Path | None:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnxruntime as ort
 
-from hotpolicy.runtime.engine.onnx_provider import OnnxOptions, provider_options, this_machine
+from hotpolicy.runtime.engine.onnx_provider import OnnxOptions, Shapes, provider_options, this_machine
 from hotpolicy.runtime.errors import BundleError, ConfigError, EngineFault
 from hotpolicy.runtime.exported import Exported, GraphName
 from hotpolicy.runtime.manifest import TensorInfo, canonical
@@ -26,7 +26,7 @@ Value: TypeAlias = Any  # an ort.OrtValue: an array where the provider computes
 
 
 class Session:
-    """A graph with the weights of one version: the exported ones, but for those in `changed`."""
+    """A graph with the weights of one version, the exported ones but for those in `changed`. Warm when it is made."""
 
     def __init__(
         self,
@@ -63,6 +63,7 @@ class Session:
         self.outputs = [output.name for output in self._session.get_outputs()]
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         self.device = provider.device
+        self._warm_up(exported.shapes(graph))
 
     def run(self, given: Mapping[str, np.ndarray | Value], device: str | None = None) -> dict[str, Value]:
         """Arrays are copied to where they are needed, values are read where they lie. The results lie on `device`,
@@ -85,6 +86,16 @@ class Session:
             return dict(zip(self.outputs, binding.get_outputs(), strict=True))
         except BOUND_FAULTS as error:
             raise EngineFault(f"ONNX Runtime: {_first_line(error)}") from error
+
+    def _warm_up(self, shapes: Shapes) -> None:
+        """One blank frame of the usual shape, so that the first real one finds memory and kernels ready; one step of
+        a loop is enough."""
+        blank = {"tensor(bool)": np.bool_, "tensor(int64)": np.int64, "tensor(uint8)": np.uint8}
+        given: dict[str, np.ndarray] = {}
+        for entry in self._session.get_inputs():
+            kind, usual = blank.get(entry.type, np.float32), shapes[entry.name][1]
+            given[entry.name] = np.ones(usual, kind) if kind is np.bool_ or not usual else np.zeros(usual, kind)
+        self.run(given)
 
 
 def weights_digest(exported: Exported, graph: GraphName, tensors: Mapping[str, TensorInfo]) -> str:
