@@ -35,6 +35,7 @@ from hotpolicy.runtime.exported import KIND, SCHEMA, Exported, GraphName, prefix
 from hotpolicy.runtime.golden import FILE as GOLDEN
 from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.graph import OPSET, Graph, external_tensor
+from hotpolicy.runtime.hold import Hold
 from hotpolicy.runtime.manifest import TensorInfo
 from hotpolicy.runtime.messages import Observation
 from hotpolicy.runtime.model import graphs as graphs_of
@@ -72,6 +73,7 @@ def export(
         fresh = Path(tempfile.mkdtemp(prefix=".export-", dir=out.parent))
     except OSError as error:
         raise ConfigError(f"out: {out.parent} cannot be written: {error.strerror}") from error
+    held = Hold(fresh)  # or whoever tidies up would take it for what a crash left
     try:
         content, certificate = job.write_within_bound(fresh)
         durable.write_file(fresh / "manifest.json", to_json({**content, "certificate": certificate.to_dict()}))
@@ -80,6 +82,7 @@ def export(
         durable.settle_folder(fresh, out)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)  # gone already after a rename
+        held.release()
     return Exported.open(out)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from hotpolicy.runtime.digest import file_sha256
 from hotpolicy.runtime.errors import BundleError
 from hotpolicy.runtime.golden import FILE as GOLDEN
 from hotpolicy.runtime.golden import Golden
+from hotpolicy.runtime.hold import Hold
 from hotpolicy.runtime.manifest import Manifest, TensorInfo, canonical
 from hotpolicy.runtime.quantise import Form
 
@@ -41,6 +42,7 @@ class Exported:
     folder: Path
     content: Mapping[str, Any]  # of manifest.json, without its digest
     bundle: Bundle  # the version that was exported, for `Policy`; its tensors are in the graphs' data
+    held: Hold | None = field(default=None, repr=False, compare=False)  # sessions of deltas read the data again
 
     @property
     def tensors(self) -> dict[str, TensorInfo]:
@@ -100,13 +102,24 @@ class Exported:
 
     @classmethod
     def open(cls, folder: Path | str) -> Exported:
-        """Read and verify all of it. Raises BundleError naming the file that is missing or was altered."""
+        """Read and verify all of it; as long as it lives, its folder is held. Raises BundleError naming the file that
+        is missing or was altered."""
         exported = cls.glance(folder)
-        for name, expected in exported.content["files"].items():
-            if "/" in name:
-                raise BundleError(f"{exported.folder / name}: digest mismatch: the file was altered after the export")
-            _verify_file(exported.folder / name, expected)
-        return exported
+        try:
+            held = Hold(exported.folder)
+        except OSError as error:
+            raise BundleError(f"{exported.folder}: cannot be held: {error}") from error
+        try:
+            for name, expected in exported.content["files"].items():
+                if "/" in name:
+                    raise BundleError(
+                        f"{exported.folder / name}: digest mismatch: the file was altered after the export"
+                    )
+                _verify_file(exported.folder / name, expected)
+        except BaseException:
+            held.release()  # whoever keeps the error would keep it
+            raise
+        return replace(exported, held=held)
 
     @classmethod
     def glance(cls, folder: Path | str) -> Exported:

@@ -6,8 +6,6 @@ no second export. Torch is needed only to export a full bundle that nobody expor
 
 from __future__ import annotations
 
-import logging
-import os
 import shutil
 import tempfile
 import weakref
@@ -26,9 +24,8 @@ from hotpolicy.runtime.engine.onnx_provider import OnnxOptions
 from hotpolicy.runtime.engine.onnx_session import Session, Value
 from hotpolicy.runtime.errors import BundleError
 from hotpolicy.runtime.exported import Exported
+from hotpolicy.runtime.exports import Exports
 from hotpolicy.runtime.manifest import TensorInfo
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,17 +46,18 @@ class OnnxEngine:
         """A full bundle, with OnnxOptions by name. It is exported when it was not before (this needs torch and onnx):
         beside the store the bundle is in, or else into a folder that goes when the engine goes. Raises BundleError,
         ConfigError."""
-        options, home = OnnxOptions(**given), _export_home(bundle)
-        if home is None:
-            folder = Path(tempfile.mkdtemp(prefix="hotpolicy-onnx-"))
-            try:
-                engine = cls.open(_export(bundle, folder / bundle.id), options)
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
-            weakref.finalize(engine.exported, shutil.rmtree, folder, ignore_errors=True)
-            return engine
-        return cls.open(_exported_before(bundle, home / bundle.id) or _export(bundle, home / bundle.id), options)
+        options, exports = OnnxOptions(**given), Exports.beside(bundle)
+        kept = exports.get(bundle, lambda folder: _export(bundle, folder)) if exports else None
+        if kept is not None:
+            return cls.open(kept, options)
+        folder = Path(tempfile.mkdtemp(prefix="hotpolicy-onnx-"))
+        try:
+            engine = cls.open(_export(bundle, folder / bundle.id), options)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        weakref.finalize(engine.exported, shutil.rmtree, folder, ignore_errors=True)
+        return engine
 
     @classmethod
     def open(cls, folder: Path | str | Exported, options: OnnxOptions | None = None) -> OnnxEngine:
@@ -131,27 +129,6 @@ class OnnxEngine:
     @property
     def prefix_digest(self) -> str:
         return self.exported.prefix_of(self.tensors)
-
-
-def _export_home(bundle: Bundle) -> Path | None:
-    """root/onnx for a bundle in root/versions, where a store keeps them."""
-    versions = bundle.folder.parent
-    home = versions.parent / "onnx"
-    return home if versions.name == "versions" and os.access(versions.parent, os.W_OK) else None
-
-
-def _exported_before(bundle: Bundle, folder: Path) -> Exported | None:
-    if not folder.is_dir():
-        return None
-    try:
-        exported = Exported.open(folder)
-        if exported.bundle.digest == bundle.digest:
-            return exported
-        log.warning("%s: is of another version; exporting again", folder)
-    except BundleError as error:
-        log.warning("exporting again: %s", error)
-    shutil.rmtree(folder)
-    return None
 
 
 def _export(bundle: Bundle, folder: Path) -> Exported:
