@@ -48,7 +48,7 @@ class Exports:
                     return exported
                 log.warning("%s: is of another version; exporting again", folder)
             except BundleError as error:
-                log.warning("exporting again: %s", error)
+                log.warning("exporting again: %s", str(error))  # a record that kept the error would keep the folder
             if not remove_unused(folder) and folder.is_dir():
                 return None
         made = make(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import subprocess
 import sys
@@ -55,6 +56,7 @@ def test_an_export_goes_with_its_version_and_not_under_an_engine(first: Bundle, 
     assert exports.sweep() == []
     np.testing.assert_array_equal(derived.infer(BATCH), before)
     del derived
+    gc.collect()
     OnnxEngine.load(other)  # sweeps by itself
     assert names(exports) == {other.id}
 
@@ -62,6 +64,7 @@ def test_an_export_goes_with_its_version_and_not_under_an_engine(first: Bundle, 
 def test_another_process_keeps_what_it_uses(first: Bundle, tmp_path: Path) -> None:
     exports, (bundle,) = stored(tmp_path / "store", first)
     OnnxEngine.load(bundle)
+    gc.collect()
     shutil.rmtree(bundle.folder)
     code = f"""
 from hotpolicy.runtime.exported import Exported
@@ -89,9 +92,11 @@ def test_a_broken_export_is_made_again_but_not_under_who_uses_it(first: Bundle, 
     assert place.parent != exports.home
     assert (folder / "head.onnx.data").read_bytes() == b"torn"
     del user
+    gc.collect()
     again = OnnxEngine.load(bundle)
     place = again.exported.folder
     del again
+    gc.collect()  # sessions refer to themselves
     assert place == folder
     (folder / "manifest.json").write_text("{}")
     assert exports.sweep() == [bundle.id]
