@@ -36,7 +36,7 @@ from hotpolicy.robots.loop import ControlLoop
 from hotpolicy.robots.sim.kinematics import NAMES
 from hotpolicy.robots.sim.tasks import KNOWN_COLOURS, Task
 from hotpolicy.robots.sources import PolicySource, Wish
-from hotpolicy.runtime.chunks import ChunkBuffer
+from hotpolicy.runtime.chunks import ChunkBuffer, Guiding
 from hotpolicy.runtime.client import PolicyClient
 from hotpolicy.runtime.config import ServeConfig
 from hotpolicy.runtime.control import Control
@@ -58,10 +58,10 @@ class Misled(ChunkBuffer):
 
 WAYS: dict[str, dict[str, Any]] = {
     "sync, whole chunk": {"chunking": "sync"},
-    "sync, 4 of 8": {"chunking": "sync", "replan": 4},
     "async, replace": {"chunking": "async", "replan": 4},
     "async, blend over 3": {"chunking": "async", "replan": 4, "blend": 3},
     "rtc": {"chunking": "rtc", "replan": 4},
+    "rtc, maximum weight 10": {"chunking": "rtc", "replan": 4, "guiding": Guiding(max_weight=10.0)},
     "rtc, delay told as 0": {"chunking": "rtc", "replan": 4},
 }
 COLOURS = {
@@ -159,7 +159,7 @@ class Episode:
 class Row:
     """One way at one delay."""
 
-    delay_ms: int
+    delay: str
     way: str
     episodes: list[Episode]
 
@@ -218,29 +218,36 @@ class Bench:
                     if index >= 0:
                         found[way].append(episode)
                 print(f"{self.delay_ms} ms, scene {index + 1}: {_progress(found)}", flush=True)
-        return [Row(self.delay_ms, way, found[way]) for way in WAYS]
+        return [Row(f"{self.delay_ms} ms", way, found[way]) for way in WAYS]
 
 
 def attempt(rig: Rig, source: Noted, seed: int) -> Episode:
-    task = Task("lift", KNOWN_COLOURS[seed % len(KNOWN_COLOURS)]).instruction
     take = Take()
     feed = Feed(take, when_full="fail")
     try:
-        rig.set_scene(task, seed)
+        rig.set_scene(task_of(seed), seed)
         world = rig.world
         assert world is not None
         loop = ControlLoop(rig.arm, rig.cameras, rig.pacer, [feed])
-        report = loop.run(task, source, LONGEST, judge=lambda: world.look().success or None)
+        report = loop.run(task_of(seed), source, LONGEST, judge=lambda: world.look().success or None)
     finally:
         feed.close()
+    return measured(seed, take, source, bool(report.success), report.held, report.late)
+
+
+def task_of(seed: int) -> str:
+    return Task("lift", KNOWN_COLOURS[seed % len(KNOWN_COLOURS)]).instruction
+
+
+def measured(seed: int, take: Take, source: Noted, success: bool, held: int, late: int) -> Episode:
     wished, sent, seen = (np.stack(rows).astype(float) for rows in (take.wished, take.sent, take.seen))
     used = {id(chunk): chunk for chunk in source.chunks if chunk is not None}.values()
     return Episode(
         seed=seed,
-        success=bool(report.success),
-        ticks=report.ticks,
-        held=report.held,
-        late=report.late,
+        success=success,
+        ticks=len(sent),
+        held=held,
+        late=late,
         jerk=_rms(np.diff(sent, 3, axis=0)) * RATE**3,
         jerk_seen=_rms(np.diff(seen, 3, axis=0)) * RATE**3,
         lag=_rms(sent[:-1] - seen[1:]),
@@ -261,7 +268,7 @@ def _progress(found: dict[str, list[Episode]]) -> str:
 
 def table(rows: Sequence[Row]) -> str:
     heads = (
-        "delay added", "", "jump at a seam, deg: mean (p95)", "jerk sent, deg/s³", "jerk measured, deg/s³",
+        "delay", "", "jump at a seam, deg: mean (p95)", "jerk sent, deg/s³", "jerk measured, deg/s³",
         "goal ahead of joint, deg", "ticks held", "lifted in 8 s (95 % Wilson)", "ticks to it",
     )  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", f"|--:|-{'|--:' * (len(heads) - 2)}|"]
@@ -269,7 +276,7 @@ def table(rows: Sequence[Row]) -> str:
         won = [episode.ticks for episode in row.episodes if episode.success]
         jumps = row.jumps
         cells = (
-            f"{row.delay_ms} ms",
+            row.delay,
             row.way,
             f"{jumps.mean():.2f} ({np.percentile(jumps, 95):.2f})" if len(jumps) else "none",
             row.mean("jerk"),
@@ -290,7 +297,7 @@ def plot(rows: Sequence[Row], file: Path) -> None:
 
     figure = Figure(figsize=(10.5, 3.3), dpi=90, layout="constrained")
     scene, jump, jerk = figure.subplots(1, 3, width_ratios=(1.4, 1, 1))
-    longest = [row for row in rows if row.delay_ms == max(row.delay_ms for row in rows) and row.way in COLOURS]
+    longest = [row for row in rows if row.delay == rows[-1].delay and row.way in COLOURS]
     worst = next(row for row in longest if row.way == "async, replace")
     chosen = int(np.argmax([max(episode.jumps, default=0.0) for episode in worst.episodes]))
     moved = np.ptp(np.array(worst.episodes[chosen].wished), axis=0)
@@ -299,10 +306,10 @@ def plot(rows: Sequence[Row], file: Path) -> None:
         goals = np.array(row.episodes[chosen].wished)[:, joint]
         scene.plot(np.arange(len(goals)) / RATE, goals, color=COLOURS[row.way], linewidth=1.6, label=row.way)
     scene.set(xlabel="s", ylabel=f"{NAMES[joint]}, goal asked for, deg")
-    scene.set_title(f"{worst.delay_ms} ms: the scene where async jumped most", fontsize=10)
+    scene.set_title(f"{worst.delay}: the scene where async jumped most", fontsize=10)
     for way, colour in COLOURS.items():
         line = [row for row in rows if row.way == way]
-        delays = [row.delay_ms for row in line]
+        delays = [int(row.delay.removesuffix(" ms")) for row in line]
         if not way.startswith("sync"):
             jump.plot(delays, [row.jumps.mean() for row in line], color=colour, marker="o")
         spread = [1.96 * row.of("jerk").std(ddof=1) / np.sqrt(len(row.episodes)) for row in line]

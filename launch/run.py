@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hotpolicy.runtime.client import PolicyClient
     from hotpolicy.runtime.messages import Boundary, RobotSpec
 
+BLEND = 3  # ticks over which a chunk that is not guided takes over from the one before it
 STEPPED_DEADLINE_S = 10.0  # time stands still meanwhile
 COLUMNS = ("episode", "success", "end", "ticks", "held", "late", "seconds", "versions")
 
@@ -39,7 +40,7 @@ def run(
         str | None,
         typer.Option(
             help="From one chunk to the next: sync (execute, then hold while the next is computed), async (ask ahead, "
-            "replace), rtc (ask ahead, and have the next chunk carry on from what is being executed; where the server "
+            "blend), rtc (ask ahead, and have the next chunk carry on from what is being executed; where the server "
             "cannot, as async). Default: the profile's, else rtc. In lock-step the loop waits for each answer instead."
         ),
     ] = None,
@@ -178,7 +179,8 @@ def policy_source(rig: Rig, client: PolicyClient, replan: int, chunking: Chunkin
 
     if rig.stepped:
         return SteppedPolicySource(client, replan, deadline_ms=STEPPED_DEADLINE_S * 1000)
-    buffer = ChunkBuffer(rig.profile.rate_hz, replan=replan, chunking=chunking or rig.profile.chunking)
+    way = chunking or rig.profile.chunking
+    buffer = ChunkBuffer(rig.profile.rate_hz, replan=replan, blend=BLEND, chunking=way)
     return PolicySource(client, buffer)
 
 
