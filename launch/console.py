@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 Row = Mapping[str, Any]
@@ -52,4 +53,4 @@ def _cell(value: object) -> str:
         return f"{value:.3g}"
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_cell(inner)}" for key, inner in value.items())
-    return str(value)
+    return escape(str(value))  # rich would take the [server] of a pip command for a style

@@ -24,7 +24,7 @@ from hotpolicy.runtime.engine.onnx_engine import OnnxEngine
 from hotpolicy.runtime.engine.onnx_provider import OnnxOptions
 from hotpolicy.runtime.errors import BundleError, UnknownVersion
 from hotpolicy.runtime.exported import Exported, is_exported
-from hotpolicy.runtime.golden import FILE as GOLDEN
+from hotpolicy.runtime.exports import MADE_HERE
 from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.manifest import IDENTIFIER
 from hotpolicy.runtime.policy import Policy
@@ -53,6 +53,7 @@ class OnnxStore(Store):
             for left in self._exports.glob(f"{ADDING}*"):
                 shutil.rmtree(left)
             if final.is_dir() and self._keeps(final, source):
+                (final / MADE_HERE).unlink(missing_ok=True)  # somebody wants it: it is not swept any more
                 return source.bundle.id
             fresh = Path(tempfile.mkdtemp(prefix=ADDING, dir=self._exports))
             try:
@@ -76,7 +77,7 @@ class OnnxStore(Store):
             log.warning("replacing a damaged export: %s", error)
             os.rename(final, final.with_name(f"{ADDING}damaged-{final.name}"))
             return False
-        mine, other = here.content["precision"], wanted.content["precision"]
+        mine, other = here.precision, wanted.precision
         if mine != other:
             raise BundleError(
                 f"{wanted.folder}: version {wanted.bundle.id} is in {self.root} in {mine}, and this is {other}: "
@@ -115,8 +116,7 @@ class OnnxStore(Store):
         own = [bundle for bundle in chain if not self._is_export(bundle)]
         if (found := Golden.of_chain(own)) is not None or len(own) == len(chain):
             return found
-        exported = Exported.glance(chain[0].folder)
-        return Golden.load(exported.file(GOLDEN)) if GOLDEN in exported.content["files"] else None
+        return Exported.glance(chain[0].folder).golden()
 
     def _is_export(self, bundle: Bundle) -> bool:
         return bundle.folder.parent == self._exports
@@ -154,7 +154,7 @@ class OnnxLoad:
             return self._known(parent.derive(bundle))
         if is_exported(bundle.folder):
             exported = Exported.open(bundle.folder)
-            kin = self._kin.get((exported.prefix, str(exported.content["precision"])))
+            kin = self._kin.get((exported.prefix, exported.precision))
             engine = kin.with_head(exported) if kin else OnnxEngine.open(exported, self._options)
             return self._known(Policy(bundle, engine, exported))
         try:
@@ -169,7 +169,7 @@ class OnnxLoad:
     def _known(self, policy: Policy) -> Policy:
         engine = policy.engine
         assert isinstance(engine, OnnxEngine)
-        self._kin[(engine.prefix_digest, str(engine.exported.content["precision"]))] = engine
+        self._kin[(engine.prefix_digest, engine.exported.precision)] = engine
         return policy
 
 

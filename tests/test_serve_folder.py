@@ -24,6 +24,7 @@ from hotpolicy.runtime.client import ControlClient, PolicyClient
 from hotpolicy.runtime.errors import BundleError, SwapRefused, UnknownVersion
 from hotpolicy.runtime.export import export
 from hotpolicy.runtime.exported import Exported, to_json
+from hotpolicy.runtime.exports import MADE_HERE, Exports
 from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.onnx_store import OnnxLoad, OnnxStore
 from hotpolicy.runtime.policy import load_policy
@@ -118,6 +119,17 @@ def test_a_folder_brings_what_it_is_tried_on(made: Made, tmp_path: Path) -> None
     assert found is not None
     assert found.same(Golden.load(made.base.file("golden.npz")))
     assert store.live() == made.tuned.id  # an export of a delta is a whole version
+
+
+def test_what_a_person_added_is_not_swept(made: Made, tmp_path: Path) -> None:
+    store = OnnxStore(tmp_path)
+    store.add(made.base.folder)
+    Slot(store, OnnxLoad())  # exports it by itself
+    assert (tmp_path / "onnx" / made.base.id / MADE_HERE).exists()
+    store.add(made.folder(made.base))
+    shutil.rmtree(tmp_path / "versions" / made.base.id)
+    Exports(tmp_path / "onnx", tmp_path / "versions").sweep()
+    assert Slot(store, OnnxLoad()).live.version == made.base.id
 
 
 def test_naming_a_folder_makes_it_live(made: Made, tmp_path: Path) -> None:
