@@ -82,11 +82,11 @@ class Reach:
     @classmethod
     def of(cls, actions: np.ndarray, low: np.ndarray, high: np.ndarray) -> Reach:
         """actions (n, horizon, joints), finite; low and high (joints,)."""
-        span = np.maximum(high - low, 1e-9)
-        beyond = np.maximum(low - actions, actions - high) / span
-        moved = np.abs(np.diff(actions, axis=1)) / span
-        step = moved.mean(axis=2).max(axis=1) if actions.shape[1] > 1 else np.zeros(len(actions))
-        return cls(beyond.max(axis=(1, 2)), step)
+        parts = (actions - low) / np.maximum(high - low, 1e-9)  # 0 to 1 within the range
+        beyond = np.maximum(-parts.min(axis=(1, 2)), parts.max(axis=(1, 2)) - 1)
+        if actions.shape[1] == 1:
+            return cls(beyond, np.zeros(len(actions)))
+        return cls(beyond, np.abs(parts[:, 1:] - parts[:, :-1]).mean(axis=2).max(axis=1))
 
 
 class Watch:
