@@ -43,7 +43,6 @@ TRIALS = 7
 PERIOD_S = 0.05
 DEADLINE_S = 0.3
 COMPUTES_MS = 20.0
-STILL = np.zeros((1, 16, 7), np.float32)
 
 
 def line(*cells: object) -> None:

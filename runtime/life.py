@@ -23,7 +23,8 @@ class Life:
     """Shared by a server's threads."""
 
     def __init__(self, told: Callable[[State, str], None] = lambda state, text: None):
-        """`told` hears of each state entered, with a line of text, in the thread that entered it."""
+        """`told` hears of each state entered, with a line of text, in the thread that entered it; it must not enter
+        another."""
         self.failure = ""  # why the state is `failed`
         self.restarts = 0  # of the engine
         self.warm = threading.Event()  # ready for the first time, or never going to be
@@ -42,7 +43,7 @@ class Life:
             if state not in NEXT[self._state]:
                 return False
             self._state = state
-        self._told(state, text)
+            self._told(state, text)  # under the lock: states are told in the order they were entered
         if state == "ready":
             self.warm.set()
         return True
@@ -61,6 +62,6 @@ class Life:
             if self._state in ("failed", "stopped"):
                 return
             self.failure, self._state = reason, "failed"
-        self._told("failed", reason)
+            self._told("failed", reason)
         self.warm.set()
         self.ended.set()
