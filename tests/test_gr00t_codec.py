@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 from hotpolicy.runtime import wire
 from hotpolicy.runtime.errors import BadRequest
-from hotpolicy.runtime.fronts import foreign
+from hotpolicy.runtime.fronts import foreign, gr00t_action
 from hotpolicy.runtime.fronts import gr00t_codec as codec
 from hotpolicy.runtime.fronts.gr00t_codec import Modality, Speech
 
@@ -71,7 +71,7 @@ def test_requests_with_arrays() -> None:
     call = codec.decode(flat, wire.CAPS)
     assert (call.endpoint, call.arrays, call.token) == ("get_action", "npy", None)
     assert np.array_equal(call.data["state.arm"], ZEROS)
-    assert codec.asked(call.data).envelope == "flat"
+    assert gr00t_action.asked(call.data).envelope == "flat"
     nested = bytes.fromhex(
         "83a8656e64706f696e74aa6765745f616374696f6ea46461746182ab6f62736572766174696f6e81a5737461746581a173"
         + RAW_ZEROS
@@ -79,7 +79,7 @@ def test_requests_with_arrays() -> None:
     )
     call = codec.decode(nested, wire.CAPS)
     assert (call.endpoint, call.arrays, call.token) == ("get_action", "raw", "abc")
-    asked = codec.asked(call.data)
+    asked = gr00t_action.asked(call.data)
     assert (asked.envelope, asked.dotted, asked.batched) == ("nested", False, True)
     assert np.array_equal(asked.rows[0]["state.s"], [0, 0])
 
@@ -154,7 +154,7 @@ def picture(*lead: int) -> np.ndarray:
 
 
 def test_flat_as_n15_sends_it() -> None:
-    asked = codec.asked(
+    asked = gr00t_action.asked(
         {
             "video.front": picture(1),
             "state.arm": np.ones((1, 5)),
@@ -166,28 +166,27 @@ def test_flat_as_n15_sends_it() -> None:
     assert row["video.front"].shape == (4, 6, 3)
     assert row["state.arm"].shape == (5,)
     assert row["annotation.human.action.task_description"] == "lift"
-    reply = codec.answer([{"action.arm": np.zeros((8, 5), np.float32)}], {"version": "v1"}, asked)
+    reply = gr00t_action.answer([{"action.arm": np.zeros((8, 5), np.float32)}], {"version": "v1"}, asked)
     assert list(reply) == ["action.arm"]  # nothing but arrays: their loops look at each value's shape
     assert reply["action.arm"].shape == (8, 5)
 
 
 def test_nested_batch_as_n16_sends_it() -> None:
-    asked = codec.asked(
+    asked = gr00t_action.asked(
         {
             "observation": {
                 "video": {"front": picture(2, 1)},
                 "state": {"arm": np.arange(10, dtype=np.float32).reshape(2, 1, 5)},
                 "language": {"annotation.human.task_description": [["lift"], ["drop"]]},
             },
-            "options": {"boundary": "episode"},
+            "options": None,
         }
     )
     assert (asked.envelope, asked.dotted, asked.batched, len(asked.rows)) == ("nested", False, True, 2)
     assert [row["annotation.human.task_description"] for row in asked.rows] == ["lift", "drop"]
     assert np.array_equal(asked.rows[1]["state.arm"], [5, 6, 7, 8, 9])
-    assert asked.options == {"boundary": "episode"}
     parts = [{"action.arm": np.full((8, 5), n, np.float32)} for n in range(2)]
-    action, info = codec.answer(parts, {"version": "v1"}, asked)
+    action, info = gr00t_action.answer(parts, {"version": "v1"}, asked)
     assert action["arm"].shape == (2, 8, 5)
     assert action["arm"][1, 0, 0] == 1
     assert info == {"version": "v1"}
@@ -195,10 +194,10 @@ def test_nested_batch_as_n16_sends_it() -> None:
 
 def test_flat_keys_in_the_nested_envelope_as_the_simulators_wrapper_sends_them() -> None:
     observation = {"video.front": picture(1, 1), "state.arm": np.ones((1, 1, 5), np.float32), "task": ["lift"]}
-    asked = codec.asked({"observation": observation, "options": None})
+    asked = gr00t_action.asked({"observation": observation, "options": None})
     assert (asked.envelope, asked.dotted, asked.batched) == ("nested", True, True)
     assert asked.rows[0]["task"] == "lift"
-    action, _ = codec.answer([{"action.arm": np.zeros((8, 5), np.float32)}], {}, asked)
+    action, _ = gr00t_action.answer([{"action.arm": np.zeros((8, 5), np.float32)}], {}, asked)
     assert action["action.arm"].shape == (1, 8, 5)
 
 
@@ -218,7 +217,7 @@ def test_flat_keys_in_the_nested_envelope_as_the_simulators_wrapper_sends_them()
 )
 def test_observations_of_the_wrong_form_name_the_key(data: Any, says: str) -> None:
     with pytest.raises(BadRequest, match=says):
-        codec.asked(data)
+        gr00t_action.asked(data)
 
 
 # What is not a message, or not a harmless one.
@@ -270,10 +269,10 @@ WIDE = [[[] for _ in range(4000)] for _ in range(40)]
         (msgpack.packb({"data": {"k" * 257: 1}}), "message: expected keys of at most 256"),
         (msgpack.packb({"data": msgpack.Timestamp(1, 2)}), "message|data"),
         (bytes(65 << 20), "message: expected at most"),
-        (a(1), "data.x: expected a .npy file"),
-        (a(b"PK\x03\x04" + bytes(20)), "data.x: expected a .npy file"),
-        (a(b"\x93NUMPY\x01"), "data.x: expected a .npy file"),
-        (a(b"\x93NUMPY\x07\x00" + bytes(20)), "data.x: expected a .npy file"),
+        (a(1), OF_NUMBERS),
+        (a(b"PK\x03\x04" + bytes(20)), OF_NUMBERS),
+        (a(b"\x93NUMPY\x01"), OF_NUMBERS),
+        (a(b"\x93NUMPY\x07\x00" + bytes(20)), OF_NUMBERS),
         (a(saved(np.array([object()], object))), OF_NUMBERS),
         (a(saved(np.array(["text"]))), OF_NUMBERS),
         (a(saved(np.zeros(2, "M8[s]"))), OF_NUMBERS),
@@ -341,7 +340,7 @@ def test_mutated_messages_decode_or_are_refused(data: st.DataObject) -> None:
             case "insert":
                 body[where:where] = data.draw(st.binary(max_size=8))
     try:
-        codec.asked(codec.decode(bytes(body), wire.CAPS).data)
+        gr00t_action.asked(codec.decode(bytes(body), wire.CAPS).data)
     except BadRequest as error:
         refusal = str(error)
         if "\n" in refusal:

@@ -15,6 +15,7 @@ import zmq
 from gr00t_client import Gr00tClient, unpack_b
 from serving import HORIZON, LevelPolicy, TinyControl, TinySlot, observation
 
+from hotpolicy.runtime import keys
 from hotpolicy.runtime.client import PolicyClient
 from hotpolicy.runtime.config import ServeConfig
 from hotpolicy.runtime.errors import ConfigError
@@ -308,6 +309,15 @@ def test_a_map_that_does_not_fit_is_said_before_anything_is_bound(tmp_path: Path
         pass
     with serving(tmp_path):
         pass  # every endpoint was let go
+
+
+def test_a_server_with_keys_lets_them_in_from_this_computer(tmp_path: Path) -> None:
+    keys.save(keys.new_pair("server"), tmp_path / "server")
+    slot, here = TinySlot(LevelPolicy()), Gr00tSettings("tcp://127.0.0.1:0")
+    config = ServeConfig(endpoint="tcp://127.0.0.1:0", keys=str(tmp_path / "server"), drain_s=0.2, gr00t=here)
+    with PolicyServer(config, slot, TinyControl(slot)) as server, Gr00tClient(server.gr00t_endpoint) as client:
+        server.wait_ready()
+        assert client.call("get_action", nested())[1]["version"] == "v1"
 
 
 @pytest.mark.parametrize(

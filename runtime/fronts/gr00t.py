@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +17,12 @@ from typing import Any, cast
 from hotpolicy.runtime.desk import Desk
 from hotpolicy.runtime.envelope import BOUNDARIES, one_line
 from hotpolicy.runtime.errors import BadRequest, Busy, EngineFault, HotpolicyError
+from hotpolicy.runtime.fronts import gr00t_action, keymap
 from hotpolicy.runtime.fronts import gr00t_codec as codec
-from hotpolicy.runtime.fronts import keymap
-from hotpolicy.runtime.fronts.gr00t_codec import Asked, Call, Modality, Speech
+from hotpolicy.runtime.fronts.gr00t_action import Asked
+from hotpolicy.runtime.fronts.gr00t_codec import Call, Modality, Speech
 from hotpolicy.runtime.fronts.keymap import Fit, Fitting
+from hotpolicy.runtime.fronts.rows import Rows
 from hotpolicy.runtime.fronts.settings import Gr00tSettings, same
 from hotpolicy.runtime.messages import Boundary, InferRequest
 from hotpolicy.runtime.metrics import Meter
@@ -144,12 +145,12 @@ class Gr00t:
 
     def _get_action(self, peer: _Peer, call: Call, send: Send) -> None:
         self.meter.count("asked")
-        asked = codec.asked(call.data)
+        asked = gr00t_action.asked(call.data)
         peer.speech = Speech(peer.speech.arrays, asked.envelope)
         fit = self._fitting.fit(self._desk.policy.spec)
         observations = [fit.observation(row) for row in asked.rows]
         reply = functools.partial(send, peer.speech)
-        rows = _Rows(len(observations), lambda outcomes: self._answer(outcomes, asked, fit, reply))
+        rows = Rows(len(observations), lambda outcomes: self._answer(outcomes, asked, fit, reply))
         for n, observation in enumerate(observations):
             request = InferRequest(
                 id=next(self._ids),
@@ -180,7 +181,7 @@ class Gr00t:
                 "rate_hz": chunks[0].rate_hz,
                 "timings_ms": dict(chunks[0].timings_ms),
             }
-            reply(codec.answer([fit.split(chunk.actions) for chunk in chunks], info, asked))
+            reply(gr00t_action.answer([fit.split(chunk.actions) for chunk in chunks], info, asked))
             self.meter.count("answered")
         except HotpolicyError as error:
             reply(self._fault(error))
@@ -191,25 +192,6 @@ class Gr00t:
     def _fault(self, error: HotpolicyError) -> dict[str, str]:
         self.meter.count(error.code)
         return {"error": one_line(str(error))}
-
-
-class _Rows:
-    """Waits until every row of a batch has become something. Used from any thread."""
-
-    def __init__(self, count: int, done: Callable[[Sequence[Outcome]], None]):
-        self._lock = threading.Lock()
-        self._outcomes: dict[int, Outcome] = {}
-        self._count, self._done = count, done
-
-    def taker(self, n: int) -> Callable[[Outcome], None]:
-        return lambda outcome: self.take(n, outcome)
-
-    def take(self, n: int, outcome: Outcome) -> None:
-        with self._lock:
-            self._outcomes[n] = outcome
-            complete = len(self._outcomes) == self._count
-        if complete:
-            self._done([self._outcomes[n] for n in range(self._count)])
 
 
 def _head(frames: Sequence[Buffer]) -> list[bytes] | None:
