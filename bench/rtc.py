@@ -1,6 +1,6 @@
 """What a late answer does to a moving arm: sync, async and real-time chunking, with a policy that was made slow.
 
-    python bench/rtc.py                                         # 3 delays x 6 ways x 50 episodes, about 15 min
+    python bench/rtc.py                                         # 3 delays x 7 ways x 50 episodes, about 15 min
     python bench/rtc.py --delays 300 --episodes 4 --plot ""     # a look
     python bench/rtc.py --out rtc.json --plot docs/rtc.png      # with the figures and the plot
 
@@ -61,6 +61,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "async, replace": {"chunking": "async", "replan": 4},
     "async, blend over 3": {"chunking": "async", "replan": 4, "blend": 3},
     "rtc": {"chunking": "rtc", "replan": 4},
+    "rtc, maximum weight 2": {"chunking": "rtc", "replan": 4, "guiding": Guiding(max_weight=2.0)},
     "rtc, maximum weight 10": {"chunking": "rtc", "replan": 4, "guiding": Guiding(max_weight=10.0)},
     "rtc, delay told as 0": {"chunking": "rtc", "replan": 4},
 }

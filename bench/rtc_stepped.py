@@ -1,6 +1,6 @@
 """The comparison of bench/rtc.py in lock-step: the same on any machine, and many more episodes.
 
-    python bench/rtc_stepped.py                     # delays of 1 to 4 ticks x 6 ways x 100 episodes, about 10 min
+    python bench/rtc_stepped.py                     # delays of 1 to 4 ticks x 7 ways x 100 episodes, about 10 min
 
 Time stands still while the policy computes, and its answer is in use so many ticks (0.1 s) after it was asked for,
 always. No sockets, no servos: goals go to the simulated joints within the virtual arm's limits, and stay where they
