@@ -97,6 +97,19 @@ def test_a_batch_is_answered_row_by_row(tmp_path: Path) -> None:
         assert server.stats()["fronts"]["gr00t"] == {"asked": 2, "answered": 1, "engine_fault": 1}
 
 
+def test_a_swap_between_the_rows_of_a_batch_is_told(tmp_path: Path) -> None:
+    first = LevelPolicy(delay_s=0.3)
+    with serving(tmp_path, TinySlot(first)) as (server, slot), Gr00tClient(server.gr00t_endpoint) as client:
+        client.send("get_action", nested(batch=6))  # at most four are computed together
+        while len(first.batches) < 2:  # the warm-up and the first of them
+            time.sleep(0.005)
+        slot.promote(LevelPolicy(2))
+        action, info = client.receive()
+        assert info["version"].count("v1") in range(1, 6)
+        assert [f"v{level:g}" for level in action["joints"][:, 0, 0]] == info["version"]
+        assert [int(digest) for digest in info["digest"]] == [int(version[1:]) for version in info["version"]]
+
+
 def test_ping_and_config_are_answered_while_the_model_computes(tmp_path: Path) -> None:
     policy = LevelPolicy(delay_s=0.0)
     with (
@@ -146,7 +159,7 @@ def test_reset_begins_an_episode(tmp_path: Path) -> None:
         assert client.call("reset", {"options": {"boundary": "episode"}}) == {"episode": 2}
         assert client.call("get_action", nested())[1]["version"] == "v2"
         with pytest.raises(RuntimeError, match=r"options.boundary: expected one of chunk, episode"):
-            client.call("reset", {"options": {"boundary": 1}})
+            client.call("reset", {"options": {"boundary": np.zeros(2)}})
 
 
 def test_kill_is_refused_unless_enabled(tmp_path: Path) -> None:

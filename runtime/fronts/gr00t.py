@@ -122,7 +122,7 @@ class Gr00t:
         """A new episode. Their clients can hand options on: {"boundary": "episode"} keeps one version for all of it."""
         options = call.data.get("options") if type(call.data) is dict else None
         boundary = options.get("boundary", "chunk") if type(options) is dict else "chunk"
-        if boundary not in BOUNDARIES:
+        if type(boundary) is not str or boundary not in BOUNDARIES:
             raise BadRequest(f"options.boundary: expected one of {', '.join(BOUNDARIES)}")
         peer.episode, peer.boundary = peer.episode + 1, cast(Boundary, boundary)
         self.meter.count("resets")
@@ -174,15 +174,15 @@ class Gr00t:
                 if isinstance(outcome, HotpolicyError):
                     raise outcome
                 chunks.append(outcome)
-            versions = [chunk.version for chunk in chunks]
             info = {
-                "version": versions[0] if len(set(versions)) == 1 else versions,
-                "digest": chunks[0].digest,
+                "version": _one_or_all([chunk.version for chunk in chunks]),
+                "digest": _one_or_all([chunk.digest for chunk in chunks]),
                 "rate_hz": chunks[0].rate_hz,
                 "timings_ms": dict(chunks[0].timings_ms),
             }
-            reply(gr00t_action.answer([fit.split(chunk.actions) for chunk in chunks], info, asked))
+            answer = gr00t_action.answer([fit.split(chunk.actions) for chunk in chunks], info, asked)
             self.meter.count("answered")
+            reply(answer)
         except HotpolicyError as error:
             reply(self._fault(error))
         except Exception as error:  # the thread is the model's: it goes on
@@ -192,6 +192,11 @@ class Gr00t:
     def _fault(self, error: HotpolicyError) -> dict[str, str]:
         self.meter.count(error.code)
         return {"error": one_line(str(error))}
+
+
+def _one_or_all(names: list[str]) -> str | list[str]:
+    """A batch may be computed in parts, and a swap may come between them."""
+    return names[0] if len(set(names)) == 1 else names
 
 
 def _head(frames: Sequence[Buffer]) -> list[bytes] | None:
