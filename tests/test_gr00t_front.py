@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -311,6 +312,17 @@ def test_parts_are_split_as_the_map_says(tmp_path: Path) -> None:
         }
         config = client.call("get_modality_config", requires_input=False)
         assert config["state"][1]["modality_keys"] == ["state.single_arm", "state.gripper"]
+
+
+def test_prometheus_counts_them_apart(tmp_path: Path) -> None:
+    slot, front = TinySlot(LevelPolicy()), Gr00tSettings(f"ipc://{tmp_path}/gr00t")
+    config = ServeConfig(endpoint=f"ipc://{tmp_path}/robots", drain_s=0.2, metrics_port=0, gr00t=front)
+    with PolicyServer(config, slot, TinyControl(slot)) as server, Gr00tClient(server.gr00t_endpoint) as client:
+        server.wait_ready()
+        client.call("get_action", nested())
+        assert server._exposition is not None
+        with urllib.request.urlopen(f"http://127.0.0.1:{server._exposition.port}/metrics", timeout=5) as reply:
+            assert b'hotpolicy_front_requests_total{front="gr00t",outcome="answered"} 1.0' in reply.read()
 
 
 def test_a_map_that_does_not_fit_is_said_before_anything_is_bound(tmp_path: Path) -> None:
