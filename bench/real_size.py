@@ -1,13 +1,14 @@
 """What a pi0 of real size costs to import, to load and to swap: seconds, memory of its own, bytes from the disk.
 
-    python bench/real_size.py [--folder FOLDER] [--rounds 3] [--naive] [--fp32] [--out real_size.json]
+    python bench/real_size.py [--folder FOLDER] [--rounds 3] [--naive] [--fp32] [--export int8] [--out real_size.json]
 
 Writes a checkpoint of random weights in the published layout (3.24 B parameters, bf16, 6.5 GB; 14 GB of disk with the
 bundle that is made of it) and removes it afterwards. Every measurement is a process of its own, watched from outside
 every few milliseconds: "anonymous" is memory that the kernel cannot drop and read again from a file. Cold: the files
 were dropped from the page cache just before; how much was then read from the disk is said. --naive loads as most
 programs do (6.6 GB, with as much of the file mapped beside it); --fp32 as the engine does where the processor does not
-multiply bf16 (13.2 GB).
+multiply bf16 (13.2 GB). --export PRECISION writes it as ONNX, with the comparison with torch on one recorded frame and
+one made up, and then swaps an expert's delta into the export (13.2 GB, 4 GB of disk for int8).
 """
 
 from __future__ import annotations
@@ -132,6 +133,24 @@ def serve(phases: Phases, bundle_folder: Path, dtype: str, deltas: Path | None) 
     assert not deltas or swapped is not engine
 
 
+def export_(phases: Phases, bundle_folder: Path, out: Path, precision: str, deltas: Path) -> None:
+    """The certificate's bound is off: random weights say nothing about a task."""
+    from hotpolicy.runtime.bundle import Bundle
+    from hotpolicy.runtime.engine.onnx_engine import OnnxEngine
+    from hotpolicy.runtime.export import export
+
+    with phases.phase(f"export in {precision}"):
+        exported = export([Bundle.open(bundle_folder)], out, precision, bound=1e9, made_up=1)
+    with phases.phase("open both sessions, warm"):
+        engine = OnnxEngine.open(exported)
+    for kind in ("heads", "expert"):
+        with phases.phase(f"swap: {kind}"):
+            engine.derive(Bundle.open((deltas / kind).resolve()))
+    size = {path.name: round(path.stat().st_size / 1e9, 2) for path in sorted(out.glob("*.data"))}
+    error = {name: exported.certificate[name] for name in ("golden", "made_up", "max_abs_error", "mean_abs_error")}
+    print(f"GB {size}; {error}", file=sys.stderr)
+
+
 # Around them.
 
 
@@ -168,7 +187,9 @@ def drop(folder: Path) -> None:
                 os.close(descriptor)
 
 
-def run(folder: Path, rounds: int, with_naive: bool, with_fp32: bool) -> Iterator[tuple[str, list[Row]]]:
+def run(
+    folder: Path, rounds: int, with_naive: bool, with_fp32: bool, precision: str | None
+) -> Iterator[tuple[str, list[Row]]]:
     """Name of a run, and its phases."""
     from random_pi0 import write_checkpoint
 
@@ -197,6 +218,8 @@ def run(folder: Path, rounds: int, with_naive: bool, with_fp32: bool) -> Iterato
     yield "serve, warm", measure("serve", str(bundle), "bf16", str(deltas))
     if with_fp32:
         yield "serve in fp32, warm", measure("serve", str(bundle), "fp32")
+    if precision:
+        yield "ONNX", measure("export", str(bundle), str(folder / "exported"), precision, str(deltas))
 
 
 def main() -> None:
@@ -205,6 +228,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--naive", action="store_true")
     parser.add_argument("--fp32", action="store_true")
+    parser.add_argument("--export", metavar="PRECISION")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -215,7 +239,7 @@ def main() -> None:
     print(", ".join(f"{name} {value}" for name, value in machine.items()), f"load {os.getloadavg()[0]:.1f}", flush=True)
     results = []
     with tempfile.TemporaryDirectory(prefix="real-size-", dir=options.folder) as folder:
-        for name, rows in run(Path(folder), options.rounds, options.naive, options.fp32):
+        for name, rows in run(Path(folder), options.rounds, options.naive, options.fp32, options.export):
             results.append({"run": name, "phases": rows})
             print(f"\n{name}  (load {os.getloadavg()[0]:.1f})")
             for row in rows:
@@ -225,6 +249,8 @@ def main() -> None:
                     flush=True,
                 )
     loads = [each["phases"] for each in results if each["run"].startswith("load")]
+    if not loads:
+        return
     seconds = max(sum(row["seconds"] for row in rows) for rows in loads)
     untouched = max(row["peak_anon_gb"] for rows in loads for row in rows[:-1])
     for bar, value, limit in (("load, s", seconds, LOAD_S), ("anonymous before touching, GB", untouched, LOAD_GB)):
@@ -242,6 +268,8 @@ def _measured(what: str, *arguments: str) -> list[Row]:
         import_(phases, *paths)
     elif what == "deltas":
         seal_deltas(phases, *paths)
+    elif what == "export":
+        export_(phases, paths[0], paths[1], arguments[2], paths[3])
     elif what == "load":
         load(phases, *paths)
     else:
