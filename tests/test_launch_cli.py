@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tuning_parts
 import typer.main
 from calling import call
 from typer.testing import CliRunner
 
 from hotpolicy.launch import cli
+from hotpolicy.launch.nano import SHIPPED
 from hotpolicy.launch.serve import serve_options
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.engine.echo_engine import seal_echo
@@ -201,3 +203,34 @@ def test_export_comes_with_a_certificate(
         code, text, err = call(capsys, monkeypatch, *arguments, "--store", store)
         assert (code, text) == (2, "")
         assert wrong in err
+
+
+def test_export_in_less_precision_on_recorded_frames(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, data = tuning_parts.full_bundle(tmp_path), tuning_parts.record(tmp_path / "data", range(3))
+    given = ("export", bundle.folder, "--precision", "int8-static", "--dataset", data, "--frames", 5)
+    code, text, err = call(capsys, monkeypatch, *given, "--bound", 9, "--out", tmp_path / "onnx", "--json")
+    assert code == 0, err
+    told = json.loads(text)
+    assert [told[name] for name in ("precision", "bound", "golden", "recorded", "made_up")] == [
+        "int8-static",
+        9,
+        3,
+        5,
+        6,
+    ]
+    assert "action_out_proj.weight" in told["keep"]
+    assert [joint["unit"] for joint in told["joints"]] == ["deg", "deg", "percent"]
+
+    for arguments, wrong in (
+        ((*given, "--bound", 1e-9), "certificate: ONNX Runtime in int8-static differs from torch by"),
+        ((*given[:-1], 5, "--precision", "int3"), "precision: expected one of fp32, fp16, int8, int8-static"),
+        (("export", SHIPPED, *given[2:]), "state: expected (6,) float32, got (3,) float32"),
+    ):
+        code, text, err = call(
+            capsys, monkeypatch, *arguments, "--out", tmp_path / "none", "--store", tmp_path / "store"
+        )
+        assert (code, text) == (2, "")
+        assert wrong in err
+        assert not (tmp_path / "none").exists()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.engine import Batch, Guidance
+from hotpolicy.runtime.engine.compact import compact
 from hotpolicy.runtime.engine.torch_graphs import CudaRecorder, Inputs, Recordings
 from hotpolicy.runtime.engine.torch_place import Place, TorchOptions
 from hotpolicy.runtime.engine.torch_weights import apply_delta, build_model, map_tensors
@@ -72,13 +73,8 @@ def even(batch: Batch) -> Inputs:
     """A batch in one of few shapes: without the camera slots that are absent in every row, with text no longer than the
     bucket that holds what is used, and with guidance, be it none. Chosen here, where masks are numpy's, because a GPU
     would have to wait."""
-    present = batch.image_mask.any(0)
-    used = np.flatnonzero(batch.token_mask.any(0))
-    length = min(batch.tokens.shape[1], -(-(used[-1] + 1 if len(used) else 1) // BUCKET) * BUCKET)
-    images, image_mask, tokens, token_mask, state, noise = _tensors(batch)
-    chosen = torch.from_numpy(present)
-    seen = images[:, chosen], image_mask[:, chosen], tokens[:, :length], token_mask[:, :length]
-    return *seen, state, noise, *_promise(batch.guidance or Guidance.none(*batch.noise.shape))
+    small = compact(batch, BUCKET)
+    return *_tensors(small), *_promise(small.guidance or Guidance.none(*small.noise.shape))
 
 
 def _tensors(batch: Batch) -> tuple[Tensor, ...]:
