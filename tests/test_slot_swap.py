@@ -340,7 +340,7 @@ def test_a_full_disk_leaves_the_live_version(shop: Shop, monkeypatch: pytest.Mon
     shop.slot.stage(first)
     before = shop.held()
 
-    def full(path: Path, data: bytes) -> None:
+    def full(path: Path, data: bytes, *rest: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
