@@ -1,12 +1,14 @@
 """What the policy server costs over a bare ZeroMQ socket: same bytes, same run, same machine.
 
-    python bench/transport.py [--rounds 5] [--requests 150] [--clients 8] [--out transport.json]
+    python bench/transport.py [--rounds 5] [--requests 150] [--clients 8] [--openpi VENV] [--out transport.json]
 
 A null policy answers 50x7 float32 actions; S is one 224x224x3 camera, L three of 640x480x3. `raw` is pyzmq REQ/ROUTER
 multipart with copy=False that parses nothing; `native` is PolicyServer and PolicyClient as robots use them, checks,
-scheduler and inference thread included. Rounds are interleaved and ratios are taken within a round, so that a busy
-machine disturbs both alike. Every native answer carries a checksum of its observation, and each is verified.
-CPU is the process's own, per request, from /proc (Linux).
+scheduler and inference thread included; `shared` is the same with the pictures in shared memory. `--openpi` adds
+openpi's own server and client from PyPI, in a virtual environment that is made where it is not there. Rounds are
+interleaved and ratios are taken within a round, so that a busy machine disturbs all alike. Every answer but raw's
+carries a checksum of its observation, and each is verified. CPU is the process's own, per request, from /proc (Linux).
+Last, what JPEG costs on pictures of the virtual arm; `noise` is a sensor's, in grey levels.
 """
 
 from __future__ import annotations
@@ -17,10 +19,13 @@ import multiprocessing
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -28,6 +33,7 @@ from typing import Any
 import numpy as np
 import zmq
 
+from hotpolicy.runtime import pictures
 from hotpolicy.runtime.client import PolicyClient
 from hotpolicy.runtime.config import ServeConfig
 from hotpolicy.runtime.messages import CameraSpec, Joint, Observation, RobotSpec
@@ -35,7 +41,9 @@ from hotpolicy.runtime.server import PolicyServer
 
 HORIZON, JOINTS = 50, 7
 SIZES = {"S": [("front", 224, 224)], "L": [(name, 480, 640) for name in ("front", "left", "right")]}
-SUBJECTS = ("raw-tcp", "native-tcp", "raw-ipc", "native-ipc")
+SUBJECTS = ("raw-tcp", "native-tcp", "raw-ipc", "native-ipc", "shared-ipc")
+OPENPI = ("openpi-client==0.1.2", "openpi-server==0.1.0", "typing_extensions")  # the last they import, and do not name
+QUALITIES = (80, 95)
 OBSERVATIONS = 8  # different ones, in turn, so that no cache flatters anybody
 
 Call = Callable[[Observation], bool]  # one request; whether its answer was right
@@ -152,14 +160,44 @@ def raw_client(endpoint: str) -> Iterator[Call]:
 
 
 @contextmanager
-def native_client(endpoint: str) -> Iterator[Call]:
-    with PolicyClient(endpoint, timeout_s=30.0) as client:
+def native_client(endpoint: str, shared: bool = False) -> Iterator[Call]:
+    with PolicyClient(endpoint, timeout_s=30.0, shared_memory=shared) as client:
         client.wait_ready(30)
         yield lambda observation: float(client.infer(observation).actions[0, 0]) == checksum(observation)
 
 
-SERVE = {"raw": serve_raw, "native": serve_native}
-CLIENT = {"raw": raw_client, "native": native_client}
+SERVE = {"raw": serve_raw, "native": serve_native, "shared": serve_native}
+CLIENT = {"raw": raw_client, "native": native_client, "shared": partial(native_client, shared=True)}
+
+
+class Openpi:
+    """Their server and client, each a process of its own."""
+
+    def __init__(self, venv: Path, size: str):
+        if not (venv / "bin" / "python").exists():
+            subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+            subprocess.run([str(venv / "bin" / "pip"), "install", "--quiet", *OPENPI], check=True)
+        peer, port = [str(venv / "bin" / "python"), str(Path(__file__).with_name("openpi_peer.py"))], str(free_port())
+        inherited = {**os.environ, "NO_PROXY": "127.0.0.1", "PYTHONPATH": ""}
+        pipe = subprocess.PIPE
+        self._server = subprocess.Popen([*peer, "serve", port], env=inherited, stderr=subprocess.DEVNULL)
+        self._client = subprocess.Popen([*peer, "ask", port, size], env=inherited, stdin=pipe, stdout=pipe, text=True)
+        self.ask(OBSERVATIONS)  # it is there, and warm
+
+    def ask(self, requests: int) -> dict[str, Any]:
+        assert self._client.stdin
+        assert self._client.stdout
+        server = cpu_s(self._server.pid)
+        self._client.stdin.write(f"{requests}\n")
+        self._client.stdin.flush()
+        found = json.loads(self._client.stdout.readline())
+        asked = requests + OBSERVATIONS  # with those that warm it up
+        return {**found, "server_cpu": 1e6 * (cpu_s(self._server.pid) - server) / asked}
+
+    def close(self) -> None:
+        self._client.communicate()
+        self._server.terminate()
+        self._server.wait()
 
 
 def cpu_s(pid: int) -> float:
@@ -249,39 +287,117 @@ def quantiles(latencies: list[float]) -> tuple[float, float]:
     return ordered[len(ordered) // 10], ordered[len(ordered) // 2]
 
 
-def run(rounds: int, requests: int, clients: int, seconds: float) -> dict[str, Any]:
+def run(rounds: int, requests: int, clients: int, seconds: float, openpi: Path | None) -> dict[str, Any]:
     report: dict[str, Any] = {"machine": machine(), "rounds": rounds, "requests": requests, "sizes": {}, "many": {}}
     with tempfile.TemporaryDirectory() as folder:
         for size in SIZES:
             endpoints = {subject: address(subject, folder, size) for subject in SUBJECTS}
             servers = {subject: start(subject, size, endpoint) for subject, endpoint in endpoints.items()}
             try:
-                report["sizes"][size] = interleaved(size, endpoints, servers, rounds, requests)
+                report["sizes"][size] = interleaved(size, endpoints, servers, rounds, requests, openpi)
                 if clients:
                     report["many"][size] = many(endpoints["native-tcp"], size, clients, seconds)
             finally:
                 for server in servers.values():
                     server.terminate()
                     server.join()
+    report["jpeg"] = jpeg(rounds, requests)
     return report
 
 
 def interleaved(
-    size: str, endpoints: dict[str, str], servers: dict[str, BaseProcess], rounds: int, requests: int
+    size: str,
+    endpoints: dict[str, str],
+    servers: dict[str, BaseProcess],
+    rounds: int,
+    requests: int,
+    openpi: Path | None,
 ) -> dict[str, dict[str, float]]:
     seen, measured = observations(size), {subject: [] for subject in SUBJECTS}  # type: ignore[var-annotated]
+    peer = Openpi(openpi, size) if openpi else None
     for turn in range(rounds):
         for subject in SUBJECTS if turn % 2 else reversed(SUBJECTS):
             with CLIENT[subject.split("-")[0]](endpoints[subject]) as call:
                 measured[subject].append(measure(call, seen, requests, servers[subject].pid or 0))
-    return {subject: summary(measured[subject], measured["raw-tcp"]) for subject in SUBJECTS}
+        if peer:
+            measured.setdefault("openpi", []).append(peer.ask(requests))
+    if peer:
+        peer.close()
+    return {subject: summary(rounds, measured["raw-tcp"]) for subject, rounds in measured.items()}
+
+
+def pictures_of_the_arm(noise: float) -> list[Observation]:
+    """The virtual arm's table, 640x480, as three cameras with noise of their own; `noise` is its standard deviation."""
+    from hotpolicy.robots.sim.scene import COLOURS, Scene  # late: nothing else here needs a simulator
+
+    scene, random = Scene(image_size=640), np.random.default_rng(0)
+    state = np.zeros(JOINTS, np.float32)
+    taken = []
+    for turn in range(OBSERVATIONS):
+        cubes = {colour: (0.2 + 0.02 * n, 0.05 * n - 0.12, 0.3 * turn) for n, colour in enumerate(COLOURS)}
+        scene.reset(np.array([0.1 * turn, 0.2, 1.0, 0.5, 0.0, 0.02]), cubes)
+        picture = scene.image()[80:560].astype(np.float32)
+        images = {
+            name: np.clip(picture + random.normal(0, noise, picture.shape), 0, 255).astype(np.uint8)
+            for name, _, _ in SIZES["L"]
+        }
+        taken.append(Observation(images, state, "pick up the red cube and put it into the box"))
+    return taken
+
+
+def jpeg(rounds: int, requests: int) -> list[dict[str, Any]]:
+    """What three pictures of the virtual arm cost as JPEG: encoding, decoding, bytes and error of one, and the round
+    trip over tcp beside the same three as they are, in rounds interleaved."""
+    endpoint, rows = address("native-tcp", "", "L"), []
+    server = start("native-tcp", "L", endpoint)
+    try:
+        for noise in (0.0, 5.0):
+            seen, trips = pictures_of_the_arm(noise), {quality: [] for quality in (0, *QUALITIES)}  # type: ignore[var-annotated]
+            for _ in range(rounds):
+                for quality, found in trips.items():
+                    with PolicyClient(endpoint, timeout_s=30.0, jpeg=quality or None) as client:
+                        client.wait_ready(30)
+
+                        def call(observation: Observation, client: PolicyClient = client) -> bool:
+                            return client.infer(observation).actions.shape == (HORIZON, JOINTS)
+
+                        found.append(measure(call, seen, requests, server.pid or 0))
+            for quality, found in trips.items():
+                one = summary(found, trips[0])
+                trip = {"p50": one["p50"], "x_p50": one["x_p50"], "server_cpu": one["server_cpu"]}
+                rows.append({"noise": noise, "quality": quality, **trip, **codec_cost(seen, quality)})
+    finally:
+        server.terminate()
+        server.join()
+    return rows
+
+
+def codec_cost(seen: list[Observation], quality: int) -> dict[str, float]:
+    """Of one picture: encoding and decoding in us (medians), bytes, mean error in grey levels."""
+    images = [image for observation in seen for image in observation.images.values()]
+    if not quality:
+        return {"encode": 0.0, "decode": 0.0, "bytes": float(images[0].nbytes), "error": 0.0}
+    encode, decode, size, error = [], [], [], []
+    for image in images:
+        began = time.perf_counter()
+        packed = pictures.encode(image, quality)
+        encoded = time.perf_counter()
+        pixels = pictures.decode(packed, image.size)
+        encode.append(1e6 * (encoded - began))
+        decode.append(1e6 * (time.perf_counter() - encoded))
+        size.append(len(packed.data))
+        error.append(float(np.abs(pixels.astype(np.int16) - image).mean()))
+    medians = (statistics.median(values) for values in (encode, decode, size, error))
+    return dict(zip(("encode", "decode", "bytes", "error"), medians, strict=True))
 
 
 def address(subject: str, folder: str, size: str) -> str:
-    if subject.endswith("ipc"):
-        return f"ipc://{folder}/{subject}-{size}"
+    return f"ipc://{folder}/{subject}-{size}" if subject.endswith("ipc") else f"tcp://127.0.0.1:{free_port()}"
+
+
+def free_port() -> int:
     with zmq.Context() as context, context.socket(zmq.REP) as probe:
-        return f"tcp://127.0.0.1:{probe.bind_to_random_port('tcp://127.0.0.1')}"
+        return int(probe.bind_to_random_port("tcp://127.0.0.1"))
 
 
 def start(subject: str, size: str, endpoint: str) -> BaseProcess:
@@ -324,6 +440,13 @@ def table(report: dict[str, Any]) -> str:
             f"{row['answered']}, by client {row['slowest_client']} to {row['fastest_client']}, "
             f"slowest answer {row['slowest_ms']:.0f} ms"
         )
+    names = ("noise", "quality", "bytes", "error", "encode", "decode", "p50", "x_p50", "server_cpu")
+    lines += [
+        "JPEG: bytes, error (grey levels), encode and decode of one 640x480 picture; round trip of three, x: over none",
+        "| " + " | ".join(names) + " |",
+        "|" + "--:|" * len(names),
+        *("| " + " | ".join(f"{row[name]:.4g}" for name in names) + " |" for row in report["jpeg"]),
+    ]
     return "\n".join(lines)
 
 
@@ -334,8 +457,9 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8, help="client processes for the crossed-answers run; 0: none")
     parser.add_argument("--seconds", type=float, default=2.0, help="of that run, s")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument("--openpi", type=Path, help="also run openpi's own server and client, in this environment")
     arguments = parser.parse_args()
-    report = run(arguments.rounds, arguments.requests, arguments.clients, arguments.seconds)
+    report = run(arguments.rounds, arguments.requests, arguments.clients, arguments.seconds, arguments.openpi)
     print(json.dumps(report["machine"]))
     print(table(report))
     if arguments.out:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from hotpolicy.runtime.clock import now
-from hotpolicy.runtime.envelope import one_line
+from hotpolicy.runtime.envelope import finite, one_line
 from hotpolicy.runtime.epochs import Epochs, Guide
 from hotpolicy.runtime.errors import BadRequest, Busy, Draining, EngineFault, Expired, HotpolicyError, Superseded
 from hotpolicy.runtime.messages import ActionChunk, Boundary, Observation, RobotSpec
@@ -357,11 +357,10 @@ def _compute(
         got = f"{actions.dtype} {actions.shape}" if isinstance(actions, np.ndarray) else type(actions).__name__
         fault = EngineFault(f"policy {policy.version}: expected float32 actions {expected}, got {got}")
         return [fault] * len(observations)
-    finite = np.isfinite(actions)
-    if finite.all():
+    if finite(actions):
         return list(actions)
     fault = EngineFault(f"policy {policy.version}: computed actions that are not finite; they were not sent")
-    return [row if good.all() else fault for row, good in zip(actions, finite, strict=True)]
+    return [row if finite(row) else fault for row in actions]
 
 
 def _blank(spec: RobotSpec) -> Observation:

@@ -34,6 +34,7 @@ DTYPES = {
     name: np.dtype(name)
     for name in ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8")
 }
+_unpackb = msgpack.unpackb
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _SCALARS = frozenset((type(None), bool, int, float, str, bytes))
 
@@ -167,20 +168,20 @@ def peek_id(frames: Sequence[Buffer], caps: Caps = CAPS) -> int | None:
 def _header(frames: Sequence[Buffer], caps: Caps, fault: type[HotpolicyError]) -> Message:
     if not 1 <= len(frames) <= caps.frames:
         raise fault(f"frames: expected 1 to {caps.frames}, got {len(frames)}")
-    total = sum(len(frame) for frame in frames)
-    if total > caps.message_bytes:
+    first = frames[0]
+    if len(frames) > 1 and (total := sum(map(len, frames))) > caps.message_bytes:
         raise fault(f"message: expected at most {caps.message_bytes} bytes, got {total}")
-    if len(frames[0]) > caps.header_bytes:
-        raise fault(f"header: expected at most {caps.header_bytes} bytes, got {len(frames[0])}")
+    if len(first) > caps.header_bytes:
+        raise fault(f"header: expected at most {caps.header_bytes} bytes, got {len(first)}")
     try:
-        header = msgpack.unpackb(
-            frames[0],
+        header = _unpackb(
+            first,
             max_map_len=caps.map_length,
             max_array_len=caps.list_length,
             max_ext_len=0,
         )
     except (ValueError, TypeError, msgpack.UnpackException) as error:
-        raise fault(f"header: expected a msgpack map, got {len(frames[0])} bytes that are not one") from error
+        raise fault(f"header: expected a msgpack map, got {len(first)} bytes that are not one") from error
     if type(header) is not dict:
         raise fault(f"header: expected a msgpack map, got {type(header).__name__}")
     return header
@@ -266,16 +267,14 @@ class Reader:
         if expected != len(data):
             raise self.wrong(path, f"{expected} bytes for {dtype.str} {_short(shape)}, got {len(data)}")
         try:
-            array = np.frombuffer(data, dtype).reshape(shape) if expected else np.empty(shape, dtype)
+            array = np.ndarray(shape, dtype, data) if expected else np.empty(shape, dtype)
         except ValueError as error:  # sizes beside a zero that numpy cannot hold
             raise self.wrong(path, f"a shape, got {_short(shape)}") from error
         if dtype.kind == "b" and expected and array.view(np.uint8).max() > 1:
             raise self.wrong(path, "bytes 0 and 1 in a boolean array")
-        flags = array.flags
-        if not flags.aligned:  # a frame may start anywhere in libzmq's receive buffer
+        if dtype.itemsize > 1 and not array.flags.aligned:  # a frame may start anywhere in libzmq's receive buffer
             array = array.copy()
-            flags = array.flags
-        flags.writeable = False
+        array.setflags(write=False)
         return array
 
     def _size(self, shape: object, path: Path) -> int:
