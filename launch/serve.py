@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SERVER_FAILED = 4  # exit code
+# Option -> the one engine that has it.
+OWNERS = {"device": "torch", "dtype": "torch", "provider": "onnx", "cache": "onnx"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,19 @@ def serve(
     dtype: Annotated[
         str | None,
         typer.Option(help="Precision in torch: auto, fp32, bf16. Default: auto, bf16 where it is fast and was stored."),
+    ] = None,
+    provider: Annotated[
+        str | None,
+        typer.Option(
+            help="Where ONNX Runtime computes: tensorrt, cuda, cpu. Default: cuda where there is one. Exports in int8 "
+            "are for the cpu. Only the cpu was ever run."
+        ),
+    ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder for what TensorRT builds, a folder of its own for each version. Default: built at every start."
+        ),
     ] = None,
     max_batch: Annotated[int | None, typer.Option(help="Most robots computed together. Default: 4.")] = None,
     batch_window_ms: Annotated[
@@ -184,13 +199,13 @@ def serve_options(file: Path | None, given: Mapping[str, Any]) -> ServeOptions:
     store, folder = Path(values.pop("store", STORE)), values.pop("folder", None)
     folder = None if folder is None else shipped(Path(folder))
     engine = values.pop("engine", None) or _engine_for(folder)
-    own: dict[str, Any] = {name: values.pop(name) for name in ("threads", "device", "dtype") if name in values}
+    own: dict[str, Any] = {name: values.pop(name) for name in ("threads", *OWNERS) if name in values}
     if engine not in ENGINES:
         raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
     if not 1 <= own.get("threads", 1) <= 256:
         raise ConfigError(f"threads: expected a number from 1 to 256, got {own['threads']}")
-    if engine != "torch" and (foreign := sorted(own.keys() & {"device", "dtype"})):
-        raise ConfigError(f"{foreign[0]}: an option of the torch engine, the engine is {engine}")
+    if foreign := sorted(name for name, owner in OWNERS.items() if name in own and owner != engine):
+        raise ConfigError(f"{foreign[0]}: an option of the {OWNERS[foreign[0]]} engine, the engine is {engine}")
     return ServeOptions(store, engine, own, ServeConfig(**values, **served), checks, folder)
 
 

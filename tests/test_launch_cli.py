@@ -184,6 +184,21 @@ def test_server_steered_from_outside(
     assert served.process.wait(20) == 0
 
 
+@pytest.mark.parametrize(
+    ("engine", "name", "owner"),
+    [
+        ("onnx", "dtype", "torch"),
+        ("echo", "device", "torch"),
+        ("torch", "provider", "onnx"),
+        ("torch", "cache", "onnx"),
+    ],
+)
+def test_an_option_of_another_engine_is_refused(engine: str, name: str, owner: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{name}: an option of the {owner} engine, the engine is {engine}$"):
+        serve_options(None, {"engine": engine, name: "cpu"})
+    assert serve_options(None, {"engine": owner, name: "cpu"}).own == {name: "cpu"}
+
+
 def test_export_comes_with_a_certificate(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
