@@ -11,8 +11,6 @@ from hotpolicy.finetune.frames import Frames
 from hotpolicy.finetune.prefix_file import PrefixFile, frame_keys
 from hotpolicy.runtime.model.vla import Prefix, Vla
 
-AT_ONCE = 64  # frames
-
 
 class Prefixes(Protocol):
     def take(self, rows: Tensor) -> Prefix: ...  # rows (batch,) int64
@@ -31,13 +29,13 @@ class ComputedPrefixes:
 class StoredPrefixes:
     """K/V of every frame in a file, which may be larger than memory. Frames it knew before are not computed."""
 
-    def __init__(self, model: Vla, frames: Frames, file: PrefixFile):
+    def __init__(self, model: Vla, frames: Frames, file: PrefixFile, at_once: int = 64):
         """Raises TuningError for a full disk. The file has room for all these frames: see `PrefixFile.reserve`."""
         self._file, self._keys = file, frame_keys(frames)
         self.computed = 0  # frames that were not there
         fresh = list({key: row for row, key in enumerate(self._keys) if key not in file}.values())
         with torch.no_grad():
-            for rows in torch.tensor(fresh, dtype=torch.int64).split(AT_ONCE):
+            for rows in torch.tensor(fresh, dtype=torch.int64).split(at_once):
                 if len(rows):
                     file.add([self._keys[row] for row in rows.tolist()], frames.prefix(model, rows))
                     self.computed += len(rows)
@@ -51,13 +49,13 @@ class CachedPrefixes:
 
     A frame is one row, so that a batch is gathered in one move."""
 
-    def __init__(self, source: Prefixes, frames: Frames):
-        """`source` is asked once for every frame."""
+    def __init__(self, source: Prefixes, frames: Frames, at_once: int = 64):
+        """`source` is asked once for every frame, for `at_once` at a time."""
         self._mask = torch.empty(len(frames), 0, dtype=torch.bool)
         self._stored = torch.empty(0)
         with torch.no_grad():
             # padding is not computed, so a batch is as wide as its longest instruction: the widest comes first
-            for rows in frames.token_mask.sum(1).argsort(descending=True).split(AT_ONCE):
+            for rows in frames.token_mask.sum(1).argsort(descending=True).split(at_once):
                 self._store(rows, source.take(rows), len(frames))
 
     @property

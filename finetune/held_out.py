@@ -23,7 +23,6 @@ from hotpolicy.runtime.transforms import Transforms
 LOSS_DRAWS = 8  # of noise and time per frame
 ACTION_DRAWS = 4  # of noise per frame, flowed to an action and averaged
 EXECUTED = 4  # first actions of a chunk that count: a robot asks again before it needs the others
-AT_ONCE = 64  # frames
 TURNS = {"deg": 1.0, "rad": 180 / np.pi}  # units of joints that turn -> degrees in one
 
 
@@ -57,11 +56,11 @@ class HeldOut:
         self._scale = np.array(scale, np.float32)
 
     @torch.no_grad()
-    def measure(self, model: Vla, prefixes: Prefixes) -> dict[str, Figures]:
-        """Figures per task. `prefixes` are this model's, of these frames."""
+    def measure(self, model: Vla, prefixes: Prefixes, at_once: int = 64) -> dict[str, Figures]:
+        """Figures per task, computed `at_once` frames at a time. `prefixes` are this model's, of these frames."""
         losses, errors = [], []
-        for start in range(0, len(self.frames), AT_ONCE):
-            rows = torch.arange(start, min(start + AT_ONCE, len(self.frames)))
+        for start in range(0, len(self.frames), at_once):
+            rows = torch.arange(start, min(start + at_once, len(self.frames)))
             prefix = prefixes.take(rows)
             losses.append(self._loss(model, prefix, rows))
             errors.append(self._errors(model, prefix, rows))

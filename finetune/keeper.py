@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -24,6 +25,7 @@ class Keeper:
     """`see` every evaluation, in order. Without held-out figures of new tasks it keeps nothing."""
 
     patience: int | None  # evaluations without improvement before a run is exhausted; None: never
+    keeps: bool  # the best weights; without, only their step
     first: Evaluation
     best: float = math.inf
     step: int = 0  # of the best
@@ -35,15 +37,23 @@ class Keeper:
     def exhausted(self) -> bool:
         return self.patience is not None and self.waited >= self.patience
 
-    def see(self, evaluation: Evaluation, weights: dict[str, Tensor]) -> None:
+    def see(self, evaluation: Evaluation, weights: Mapping[str, Tensor]) -> None:
         if not evaluation.new:
             return
         found = score(self.first, evaluation)
         if found < self.best:
             self.best, self.step, self.waited = found, evaluation.step, 0
-            self.weights = {name: value.clone() for name, value in weights.items()}
+            if self.keeps:
+                self._keep(weights)
         else:
             self.waited += 1
+
+    def _keep(self, weights: Mapping[str, Tensor]) -> None:
+        for name, value in weights.items():
+            if name in self.weights:
+                self.weights[name].copy_(value)  # there is never room for two
+            else:
+                self.weights[name] = value.clone()
 
     def facts(self) -> dict[str, float | int]:
         return {name: getattr(self, name) for name in ("best", "step", "waited", "at_entry")}

@@ -56,6 +56,11 @@ class TuneConfig:
         if self.accumulate > self.batch:
             raise ConfigError(f"accumulate: expected at most {self.batch}, the batch, got {self.accumulate}")
 
+    @property
+    def at_once(self) -> int:
+        """Frames that are ever computed at one time."""
+        return -(-self.batch // self.accumulate)
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -63,10 +63,10 @@ def choose(
     computed = None
     found: dict[str, Prefixes] = {name: ComputedPrefixes(model, part) for name, part in parts.items()}
     if file is not None:
-        stored = {name: StoredPrefixes(model, part, file) for name, part in parts.items()}
+        stored = {name: StoredPrefixes(model, part, file, config.at_once) for name, part in parts.items()}
         computed, found = sum(source.computed for source in stored.values()), dict(stored)
     if in_memory:
-        found = {name: CachedPrefixes(found[name], part) for name, part in parts.items()}
+        found = {name: CachedPrefixes(found[name], part, config.at_once) for name, part in parts.items()}
     return Sources(found.pop(""), found, needed, computed, file=file)
 
 

@@ -117,7 +117,7 @@ class Trainer:
             started -= begin.facts["seconds"]
         else:
             self._choose_prefixes()
-            self._keeper = Keeper(config.patience, self._evaluate(0))
+            self._keeper = Keeper(config.patience, self._keeps, self._evaluate(0))
         yield self._progress(math.nan, started, self.curves.evaluations[-1])
         while self.done < config.steps:
             stage = self.strategy.stage_at(self.done / config.steps)
@@ -171,7 +171,8 @@ class Trainer:
             self.curves.train = list(facts["train"])
             self.curves.evaluations = [Evaluation.read(data) for data in facts["evaluations"]]
             first = self.curves.evaluations[0]
-            self._keeper = Keeper(self.config.patience, first, weights=_under("kept/", tensors), **facts["keeper"])
+            kept = _under("kept/", tensors)
+            self._keeper = Keeper(self.config.patience, self._keeps, first, weights=kept, **facts["keeper"])
             self.done, self._seconds, notes = snapshot.step, facts["seconds"], list(facts["notes"])
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise TuningError(f"training checkpoint: expected what a run of these settings wrote: {error}") from error
@@ -182,6 +183,16 @@ class Trainer:
         self.stage = stage
         self.learner.enter(stage, step)
         self._entered.append([self.strategy.stages.index(stage), step])
+
+    @property
+    def cache_mb(self) -> float:
+        """Of K/V kept in this stage, in memory or on disk."""
+        return self._sources.kept_bytes / 1e6
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether the run may end with weights that are not its last."""
+        return self.config.patience is not None or len(self.strategy.stages) > 1
 
     def _due(self, done: int) -> bool:
         """Whether to evaluate after so many steps: now and then, at the end, and where a stage ends."""
@@ -237,7 +248,9 @@ class Trainer:
         model = self.learner.averaged
         with self._computing():
             sides: dict[str, ByTask] = {
-                side: held.measure(model, self._sources.watched.get(side) or ComputedPrefixes(model, held.frames))
+                side: held.measure(
+                    model, self._sources.watched.get(side) or ComputedPrefixes(model, held.frames), self.config.at_once
+                )
                 for side, held in self.watched.items()
             }
         evaluation = Evaluation(step, sides.get("new", {}), sides.get("old", {}))
@@ -267,7 +280,7 @@ class Trainer:
             steps=done,
             stopped=stopped,
             seconds=seconds,
-            cache_mb=self._sources.kept_bytes / 1e6,
+            cache_mb=self.cache_mb,
             notes=tuple(self.notes),
         )
 
