@@ -14,6 +14,8 @@ from hotpolicy.runtime.errors import BadRequest, DatasetError
 from hotpolicy.runtime.model.vla import Prefix, Vla
 from hotpolicy.runtime.transforms import Transforms
 
+TENSORS = ("images", "tokens", "token_mask", "state", "actions")
+
 
 @dataclass(frozen=True, slots=True)
 class Frames:
@@ -50,6 +52,10 @@ class Frames:
             tasks=tasks,
         )
 
+    def pick(self, rows: Tensor) -> Frames:
+        tensors = {name: getattr(self, name)[rows] for name in TENSORS}
+        return Frames(**tensors, tasks=tuple(self.tasks[row] for row in rows.tolist()))
+
     def prefix(self, model: Vla, rows: Tensor) -> Prefix:
         images = self.images[rows]
         seen = torch.ones(images.shape[:2], dtype=torch.bool)
@@ -57,6 +63,5 @@ class Frames:
 
 
 def concatenate(parts: Sequence[Frames]) -> Frames:
-    tensors = ("images", "tokens", "token_mask", "state", "actions")
-    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in tensors}
+    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in TENSORS}
     return Frames(**joined, tasks=tuple(task for part in parts for task in part.tasks))

@@ -25,7 +25,7 @@ def finetune(
     store: StoreFolder = STORE,
     base: Annotated[str, typer.Option(help="Version to start from: an id, or live.")] = "live",
     strategy: Annotated[
-        str, typer.Option(help="What learns: heads, expert, lora, lora-expert, top-N, full or progressive.")
+        str, typer.Option(help="What learns: heads, expert, lora, lora-expert, top-N, full, progressive; or auto.")
     ] = "expert",
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 350,
     batch: Annotated[int, typer.Option(min=1, help="Frames of an optimiser step.")] = 32,
@@ -36,6 +36,7 @@ def finetune(
         bool, typer.Option("--recompute", help="Compute activations again on the way back instead of keeping them.")
     ] = False,
     precision: Annotated[str, typer.Option(help="Of matrix products: fp32 or bf16.")] = "fp32",
+    cache_mb: Annotated[int, typer.Option(min=0, help="Memory for K/V of frames whose prefix is frozen, MB.")] = 1024,
     lora_rank: Annotated[int, typer.Option(min=1, help="Rank of adapters.")] = 8,
     rate: Annotated[float | None, typer.Option(help="Peak learning rate. Default: the strategy's.")] = None,
     replay: Annotated[float, typer.Option(help="Share of each batch taken from old tasks, 0 to 0.95.")] = 0.5,
@@ -70,6 +71,12 @@ def finetune(
     ] = None,
     key: Key = None,
     server_key: ServerKey = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say what each strategy would take on this machine, now.")
+    ] = False,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.1, help="Time for all steps, where auto or --plan chooses a strategy.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Progress as JSON lines on stdout.")] = False,
 ) -> None:
     """Tune a version on new demonstrations, judge it against the one it would replace, and seal it as a delta.
@@ -79,19 +86,25 @@ def finetune(
     """
     from hotpolicy.finetune.gate import Bounds
     from hotpolicy.finetune.settings import TuneConfig
-    from hotpolicy.launch.tuning import Job, tune
+    from hotpolicy.launch.planning import show
+    from hotpolicy.launch.tuning import Job, survey_of, tune
 
     asked = _end_on_sigterm()
     os.nice(nice)
     config = TuneConfig.from_dict(
         {
             "strategy": strategy, "steps": steps, "batch": batch, "accumulate": accumulate, "recompute": recompute,
-            "precision": precision, "lora_rank": lora_rank, "rate": rate, "replay": replay, "patience": patience,
-            "seed": seed, "evaluate_every": max(1, steps // 5),
+            "precision": precision, "cache_bytes": cache_mb * 1_000_000, "lora_rank": lora_rank, "rate": rate,
+            "replay": replay, "patience": patience, "seed": seed, "evaluate_every": max(1, steps // 5),
         }
     )  # fmt: skip
     bounds = Bounds(success=success, old_error=old_error)
-    events = tune(Job(store, base, tuple(datasets), config, threads, gate, trials, bounds, save_every))
+    seconds = None if minutes is None else 60 * minutes
+    job = Job(store, base, tuple(datasets), config, threads, gate, trials, bounds, save_every, seconds)
+    if plan:
+        show(survey_of(job), seconds, as_json)
+        return
+    events = tune(job)
     for event in events if as_json else draw(events):
         if as_json:
             typer.echo(json.dumps(event))
@@ -134,6 +147,12 @@ def draw(events: Iterator[Event]) -> Iterator[Event]:
                     bars.console.print(
                         f"{event['episodes']} episodes, {event['frames']} frames, "
                         f"{event['held_out_episodes']} episodes held out; from {event['base']}"
+                    )
+                case "plan":
+                    mb, step = event["bytes"]["total"] / 1e6, event["step_s"]
+                    words = "" if event["fits"] else ": does not fit"
+                    bars.console.print(
+                        f"{event['strategy']}: about {mb:.0f} MB, {step:.2f} s a step{words}", highlight=False
                     )
                 case "resumed":
                     bars.console.print(f"goes on after step {event['step']}, where an earlier run was ended")

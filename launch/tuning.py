@@ -6,31 +6,38 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hotpolicy.finetune import snapshot as snapshots
+from hotpolicy.finetune.budget import PREFERENCE, choose
 from hotpolicy.finetune.candidate import seal_candidate
+from hotpolicy.finetune.frames import Frames
 from hotpolicy.finetune.gate import Bounds, judge
 from hotpolicy.finetune.lessons import Lessons, gather
 from hotpolicy.finetune.settings import TuneConfig
 from hotpolicy.finetune.sources import PrefixHome
 from hotpolicy.finetune.strategy import PREFIX
 from hotpolicy.finetune.trainer import Outcome, Progress, Trainer
+from hotpolicy.launch.planning import Option, check, names, survey, to_dict
 from hotpolicy.launch.trials import try_tasks
 from hotpolicy.launch.versions import open_store
 from hotpolicy.runtime.bundle import Bundle, seal_verdict
 from hotpolicy.runtime.clock import now
 from hotpolicy.runtime.engine.torch_engine import TorchEngine
+from hotpolicy.runtime.errors import TuningError
 from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.model.vla import Vla
 from hotpolicy.runtime.policy import Policy, load_policy
+from hotpolicy.runtime.transforms import Transforms
 
 Event = dict[str, Any]
+AUTO = "auto"  # a strategy to be chosen
+LOOKED_AT = 32  # frames, among which are two of the longest instructions
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +51,20 @@ class Job:
     trials: int  # episodes of each task's success check
     bounds: Bounds
     save_every: float  # seconds between training checkpoints; 0: none
+    seconds: float | None = None  # for all steps, where a strategy is to be chosen
 
 
 def tune(job: Job) -> Iterator[Event]:
-    """`begin`, perhaps `resumed`, `step` for every step, `trained`, `trial` for each task tried, and `sealed` with the
-    candidate's folder and the verdict. A job that was killed and is given again goes on after its last checkpoint."""
+    """`begin`, `plan`, perhaps `resumed`, `step` for every step, `trained`, `trial` for each task tried, and `sealed`
+    with the candidate's folder and the verdict. A job that was killed and is given again goes on after its last
+    checkpoint."""
     torch.set_num_threads(job.threads)
-    store, config = open_store(job.store), job.config
+    store = open_store(job.store)
     chain = store.chain(store.live() if job.base == "live" else job.base)
     live = load_policy(chain, device="cpu", dtype="fp32", threads=job.threads)
     engine = live.engine
     assert isinstance(engine, TorchEngine)
-    lessons = gather(chain, job.datasets, seed=config.seed)
+    lessons = gather(chain, job.datasets, seed=job.config.seed)
     yield {
         "event": "begin",
         "base": chain[-1].id,
@@ -63,6 +72,7 @@ def tune(job: Job) -> Iterator[Event]:
         "episodes": sum(len(source.episodes) for source in lessons.sources),
         "held_out_episodes": sum(len(source.held_out) for source in lessons.sources),
     }
+    config = yield from _settled(job, engine.model, live.transforms, lessons)
     home = PrefixHome(store.root / "prefixes", _sight_digest(chain, engine.model))
     trainer = Trainer(engine.model, live.transforms, live.spec, lessons, config, home)
     yield from _train(trainer, job, store.root / "training", _identity(chain, lessons, config))
@@ -73,12 +83,48 @@ def tune(job: Job) -> Iterator[Event]:
         sealed = seal_candidate(candidates, chain, outcome, lessons, config)
         yield {"event": "sealed", "version": sealed.id, "folder": str(sealed.folder), "passed": None, "reasons": []}
         return
-    sealing = _judged(candidates, chain, outcome, lessons, live, job)
+    sealing = _judged(candidates, chain, outcome, lessons, live, replace(job, config=config))
     while (event := next(sealing))["event"] != "sealed":
         yield event
     if event["passed"]:
         store.add(Path(event["folder"]))
     yield event
+
+
+def survey_of(job: Job) -> list[Option]:
+    """What every strategy would take for this job; nothing is trained."""
+    torch.set_num_threads(job.threads)
+    store = open_store(job.store)
+    chain = store.chain(store.live() if job.base == "live" else job.base)
+    live = load_policy(chain, device="cpu", dtype="fp32", threads=job.threads)
+    assert isinstance(live.engine, TorchEngine)
+    lessons = gather(chain, job.datasets, seed=job.config.seed)
+    model = live.engine.model
+    return list(_survey(model, live.transforms, lessons, job.config, names(model)))
+
+
+def _settled(job: Job, model: Vla, transforms: Transforms, lessons: Lessons) -> Generator[Event, None, TuneConfig]:
+    """The settings, with a strategy chosen where that was left open; `plan` for each that was looked at. Raises
+    TuningError for what does not fit this machine."""
+    config, open_choice = job.config, job.config.strategy == AUTO
+    options = list(_survey(model, transforms, lessons, config, PREFERENCE if open_choice else [config.strategy]))
+    chosen = choose([option.plan for option in options], job.seconds) if open_choice else options[0].plan
+    for option in options:
+        yield to_dict(option, chosen)
+    if chosen is None:
+        raise TuningError("strategy: none fits the memory, or the time; --plan shows what each would take")
+    check(next(option for option in options if option.plan is chosen))
+    return chosen.config
+
+
+def _survey(
+    model: Vla, transforms: Transforms, lessons: Lessons, config: TuneConfig, wanted: Sequence[str]
+) -> Iterator[Option]:
+    watched = (lessons.new_held_out, lessons.old_held_out)
+    total = sum(len(part) for part in (lessons.new, lessons.old) if part is not None)
+    total += sum(min(len(part), config.watched) for part in watched if part is not None)
+    some = Frames.encode(lessons.new.spread(LOOKED_AT), transforms)
+    return survey(model, some, total, config, wanted)
 
 
 def _train(trainer: Trainer, job: Job, folder: Path, identity: str) -> Iterator[Event]:

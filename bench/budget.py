@@ -1,0 +1,143 @@
+"""How near the planner's memory is to what training really takes, at middle size on this machine's CPU.
+
+    python bench/budget.py                   # about 15 minutes on two cores, 8 GB
+    python bench/budget.py --strategies heads expert
+
+Each strategy is planned in one process and trained in another: some steps of a pi0 of 270 M parameters on frames of
+noise. The peak is the kernel's own figure of the process (VmHWM).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hotpolicy.finetune.budget import Situation, available_bytes, plan, resident_bytes
+from hotpolicy.finetune.frames import Frames
+from hotpolicy.finetune.gauge import Gauge
+from hotpolicy.finetune.lessons import Lessons
+from hotpolicy.finetune.samples import Samples
+from hotpolicy.finetune.settings import TuneConfig
+from hotpolicy.finetune.strategy import strategy
+from hotpolicy.finetune.trainer import Trainer
+from hotpolicy.runtime.messages import CameraSpec, Joint, RobotSpec
+from hotpolicy.runtime.model.pi0 import GemmaConfig, Pi0, Pi0Config, VisionConfig
+from hotpolicy.runtime.tokenizer import WordTokenizer
+from hotpolicy.runtime.transforms import Normalise, Relative, Transforms
+
+STRATEGIES = ("heads", "expert", "lora-expert", "lora", "top-4", "full")
+JOINTS, CAMERAS, FRAMES = 7, ("front", "wrist"), 12
+MIDDLE = Pi0Config(  # pi0's proportions, as in bench/model.py
+    VisionConfig("siglip", image_size=224, width=512, layers=12, heads=8, mlp=2048),
+    language=GemmaConfig(width=1024, layers=11, mlp=4096, heads=8, kv_heads=1, head_dim=256),
+    expert=GemmaConfig(width=384, layers=11, mlp=1024, heads=8, kv_heads=1, head_dim=256),
+    vocabulary=8192,
+    action_dim=JOINTS,
+    horizon=50,
+)
+SPEC = RobotSpec(
+    tuple(Joint(f"joint_{n}.pos", "deg", -90, 90) for n in range(JOINTS)),
+    tuple(CameraSpec(name, 224, 224) for name in CAMERAS),
+    rate_hz=30,
+)
+TRANSFORMS = Transforms(
+    cameras=CAMERAS,
+    state=Normalise(np.zeros(JOINTS, np.float32), np.ones(JOINTS, np.float32)),
+    action=Normalise(np.zeros((50, JOINTS), np.float32), np.ones((50, JOINTS), np.float32)),
+    relative=Relative(np.zeros(JOINTS, bool)),
+    tokenizer=WordTokenizer(8192, 16),
+)
+
+
+def samples(count: int) -> Samples:
+    draw = np.random.default_rng(0)
+    return Samples(
+        images=draw.integers(0, 256, (count, len(CAMERAS), 224, 224, 3), np.uint8),
+        state=draw.standard_normal((count, JOINTS), np.float32),
+        actions=draw.standard_normal((count, 50, JOINTS), np.float32),
+        tasks=np.array(["put the red cube into the box"] * count),
+    )
+
+
+def peak_bytes() -> int:
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+
+
+def planned(name: str, steps: int, batch: int) -> dict[str, Any]:
+    model, config, lessons = start(name, steps, batch)
+    frames = Frames.encode(lessons.new, TRANSFORMS)
+    loaded = resident_bytes()
+    stages = strategy(name, model).stages
+    costs = [Gauge(model, frames, config).measure(stage) for stage in stages]
+    given = Situation(FRAMES, loaded, available_bytes(loaded))
+    found = plan(costs, [stage.share for stage in stages], config, given)
+    memory = found.memory
+    return {
+        "trained": found.trained,
+        "bytes": memory.total,
+        "step_s": found.step_s,
+        "parts_mb": {part.name: round(getattr(memory, part.name) / 1e6) for part in fields(memory)},
+    }
+
+
+def measured(name: str, steps: int, batch: int) -> dict[str, Any]:
+    model, config, lessons = start(name, steps, batch)
+    trainer = Trainer(model, TRANSFORMS, SPEC, lessons, config)
+    times, last = [], 0.0
+    for progress in trainer.run():
+        times.append(progress.seconds - last)
+        last = progress.seconds
+    return {"bytes": peak_bytes(), "step_s": float(np.median(times[2:]))}
+
+
+def start(name: str, steps: int, batch: int) -> tuple[Pi0, TuneConfig, Lessons]:
+    torch.manual_seed(0)
+    config = TuneConfig(strategy=name, steps=steps, batch=batch, draws=4, replay=0.0, evaluate_every=steps)
+    return Pi0(MIDDLE).requires_grad_(False), config, Lessons(new=samples(FRAMES))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--strategies", nargs="+", default=STRATEGIES)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # in a process of its own
+    options = parser.parse_args()
+    if options.one:
+        torch.set_num_threads(options.threads)
+        what, name = options.one
+        print(json.dumps({"planned": planned, "measured": measured}[what](name, options.steps, options.batch)))
+        return
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    print(f"{machine}, load {os.getloadavg()[0]:.1f}; batch {options.batch}, {options.threads} threads")
+    print("| strategy | trained | planned, MB | measured, MB | planned / measured | planned s/step | measured s/step |")
+    print("|-|-:|-:|-:|-:|-:|-:|")
+    for name in options.strategies:
+        rows = []
+        for what in ("planned", "measured"):
+            command = [sys.executable, __file__, "--one", what, name]
+            command += [f"--{key}={getattr(options, key)}" for key in ("steps", "batch", "threads")]
+            rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+        guess, found = rows
+        print(
+            f"| {name} | {guess['trained']:,} | {guess['bytes'] / 1e6:.0f} | {found['bytes'] / 1e6:.0f} "
+            f"| {guess['bytes'] / found['bytes']:.2f} | {guess['step_s']:.2f} | {found['step_s']:.2f} |",
+            flush=True,
+        )
+        print(f"    {guess['parts_mb']}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

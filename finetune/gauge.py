@@ -1,0 +1,176 @@
+"""What a frame costs a model in training, measured on this machine: seconds, and bytes kept for the way back.
+
+Two frames together are enough: time and activations grow with the frames that are computed at one time, from there on
+about linearly. Nothing learns here, and no optimiser is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from hotpolicy.finetune import lora
+from hotpolicy.finetune.cache import frame_bytes
+from hotpolicy.finetune.frames import Frames
+from hotpolicy.finetune.settings import TuneConfig
+from hotpolicy.finetune.strategy import Stage
+from hotpolicy.runtime.clock import now
+from hotpolicy.runtime.engine.torch_weights import apply_delta
+from hotpolicy.runtime.model.vla import Prefix, Vla
+
+FRAMES = 2
+PATIENCE_S = 1.0  # where a whole part of a batch takes no longer, it is timed: small models are all overhead
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one frame with its draws, in one stage."""
+
+    seconds: float  # there and back
+    prefix_seconds: float  # of this, what a kept prefix saves; 0 where it cannot be kept
+    kept: int  # bytes of activations for the way back
+    kept_recomputing: int  # the same when layers are computed again
+    widest: int  # bytes of the largest single one: what the way back needs besides
+    cache: int  # bytes of the prefix, where it can be kept; else 0
+    trained: int  # parameters that learn
+
+
+class Gauge:
+    def __init__(self, parent: Vla, frames: Frames, config: TuneConfig):
+        self._parent, self._frames, self._config = parent, frames, config
+
+    def measure(self, stage: Stage, backward: bool = True) -> Cost:
+        """`backward=False` where gradients would not fit: the way back is then taken as twice the way there."""
+        model = self._model(stage)
+        few = _Batch(model, self._frames, min(FRAMES, self._config.at_once), self._config)
+        counted = few.kept(stage)
+        times = few.seconds(stage, backward)
+        if few.count < self._config.at_once and sum(times) * self._config.at_once / few.count < PATIENCE_S:
+            many = _Batch(model, self._frames, self._config.at_once, self._config)
+            times, timed = many.seconds(stage, backward), many.count
+        else:
+            timed = few.count
+        there_and_back, prefix = (time / timed for time in times)
+        return Cost(
+            seconds=there_and_back + prefix,
+            prefix_seconds=prefix,
+            kept=counted.total // few.count,
+            kept_recomputing=(counted.inputs + counted.widest_layer) // few.count,
+            widest=counted.widest // few.count,
+            cache=counted.prefix // few.count,
+            trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        )
+
+    def _model(self, stage: Stage) -> Vla:
+        """The parent's own weights, of which the stage's take gradients."""
+        model = apply_delta(self._parent, {})
+        random = torch.Generator().manual_seed(0)
+        lora.attach(model, stage.layers(model), self._config.lora_rank, self._config.lora_alpha, random)
+        learning = stage.learning(model)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in learning)
+        return model
+
+
+class _Batch:
+    """Frames computed together, those with most words first."""
+
+    def __init__(self, model: Vla, frames: Frames, count: int, config: TuneConfig):
+        rows = frames.token_mask.sum(1).argsort(descending=True).repeat(-(-count // len(frames)))[:count]
+        self.model, self.frames, self.count, self.config = model, frames.pick(rows), count, config
+        draw = torch.Generator().manual_seed(0)
+        self._noise = torch.randn((count, config.draws, *frames.actions.shape[1:]), generator=draw)
+        self._times = torch.rand((count, config.draws), generator=draw)
+
+    def seconds(self, stage: Stage, backward: bool) -> tuple[float, float]:
+        """There and back again, and the prefix apart from that where it is frozen: else it is in the first."""
+        prefix, prefix_seconds = None, 0.0
+        with self._computing():
+            if stage.frozen_prefix:
+                with torch.no_grad():
+                    prefix, prefix_seconds = _timed(self._read)
+            self._loss(prefix)  # the first one pays for caches
+            loss, seconds = _timed(lambda: self._loss(prefix))
+            if not backward:
+                return 3 * seconds, prefix_seconds
+            _, back = _timed(loss.backward)
+        self.model.zero_grad(set_to_none=True)
+        return seconds + back, prefix_seconds
+
+    def kept(self, stage: Stage) -> _Count:
+        """What autograd keeps between there and back."""
+        prefix = None
+        with self._computing():
+            if stage.frozen_prefix:
+                with torch.no_grad():
+                    prefix = self._read()
+            with _counting(self.model) as count:
+                self._loss(prefix)
+        count.prefix = frame_bytes(prefix) if prefix else 0
+        return count
+
+    def _loss(self, prefix: Prefix | None) -> Tensor:
+        frames = self.frames
+        read = prefix or self._read()
+        return self.model.flow_loss(read, frames.state, frames.actions, self._noise, self._times).float().mean()
+
+    def _read(self) -> Prefix:
+        return self.frames.prefix(self.model, torch.arange(self.count))
+
+    def _computing(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16")
+
+
+@dataclass
+class _Count:
+    total: int = 0
+    widest: int = 0
+    inputs: int = 0  # of layers
+    widest_layer: int = 0
+    prefix: int = 0  # where it is frozen: of all frames
+
+
+@contextmanager
+def _counting(model: Vla) -> Iterator[_Count]:
+    """Bytes that autograd keeps, each storage once, without the weights; and, layer by layer, what it would keep if
+    layers were computed again."""
+    count = _Count()
+    seen = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            count.total += storage.nbytes()
+            count.widest = max(count.widest, storage.nbytes())
+            held.append(tensor)  # a freed storage's address may be another's next
+        return tensor
+
+    def layer(function: Callable[..., R], *args: Any) -> R:
+        before = count.total
+        result = function(*args)
+        count.widest_layer = max(count.widest_layer, count.total - before)
+        if isinstance(args[0], Tensor):
+            count.inputs += args[0].numel() * args[0].element_size()
+        return result
+
+    held: list[Tensor] = []
+    model.layer = layer  # type: ignore[method-assign]  # of this one instance, for this one call
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            yield count
+    finally:
+        del model.layer
+        held.clear()
+
+
+def _timed(work: Callable[[], R]) -> tuple[R, float]:
+    started = now()
+    result = work()
+    return result, now() - started
