@@ -11,12 +11,13 @@ export OMP_WAIT_POLICY := passive
 export OMP_NUM_THREADS := 1
 export MUJOCO_GL := disable
 
-.PHONY: help demo test check mutate clean
+.PHONY: help demo test check mutate pythons clean
 help:
 	@echo "make demo    the whole loop on a virtual arm (ARGS=--quick for the short one)"
 	@echo "make test    lint, types and all tests, with coverage"
 	@echo "make check   lint and types only"
 	@echo "make mutate  plant faults in robots/limits.py; the tests must catch each (about two minutes)"
+	@echo "make pythons the base install on each Python from 3.10 to 3.13 that is on PATH (a few minutes)"
 	@echo "make clean   remove .venv and everything built"
 
 demo: $(VENV)/.installed-all
@@ -32,6 +33,9 @@ check: $(VENV)/.installed-dev
 
 mutate: $(VENV)/.installed-dev
 	$(BIN)/python tests/mutate_limits.py
+
+pythons: $(VENV)/.installed-dev
+	$(BIN)/python tests/compat/pythons.py
 
 # The stamps stand for "installed with these versions"; pip runs again only when one of the two files changes.
 $(VENV)/.installed-all: pyproject.toml constraints.txt | $(BIN)/python

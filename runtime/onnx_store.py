@@ -26,7 +26,7 @@ from hotpolicy.runtime.errors import BundleError, UnknownVersion
 from hotpolicy.runtime.exported import Exported, is_exported
 from hotpolicy.runtime.exports import MADE_HERE
 from hotpolicy.runtime.golden import Golden
-from hotpolicy.runtime.manifest import IDENTIFIER
+from hotpolicy.runtime.manifest import FILE_NAME, IDENTIFIER
 from hotpolicy.runtime.policy import Policy
 from hotpolicy.runtime.shelf import ADDING
 from hotpolicy.runtime.store import Store
@@ -58,7 +58,7 @@ class OnnxStore(Store):
             fresh = Path(tempfile.mkdtemp(prefix=ADDING, dir=self._exports))
             try:
                 for name in ("manifest.json", *source.content["files"]):
-                    if "/" in name:
+                    if not FILE_NAME.fullmatch(name) and name != "manifest.json":
                         raise BundleError(f"{folder}: files: expected plain names, got {name!r}")
                     durable.copy_file(source.folder / name, fresh / name)
                 Exported.open(fresh)

@@ -182,6 +182,11 @@ def test_what_cannot_be_served_is_said(made: Made, tmp_path: Path) -> None:
     store = _store(tmp_path / "store", made, made.base)
     with pytest.raises(UnknownVersion, match=f"{made.later.id} changes {made.tuned.id}"):
         store.chain(store.add(made.later.folder))
+    stray = shutil.copytree(made.folder(made.tuned), tmp_path / "stray")
+    files = {"../../stray": "0" * 64}
+    (stray / "manifest.json").write_bytes(to_json({**Exported.open(stray).content, "files": files}))
+    with pytest.raises(BundleError, match=r"files: expected plain names, got '\.\./\.\./stray'"):
+        store.add(stray)
     half = shutil.copytree(made.folder(made.base), tmp_path / "half")
     content = {**Exported.open(half).content, "precision": "fp16"}
     (half / "manifest.json").write_bytes(to_json(content))
