@@ -113,7 +113,10 @@ class Inference:
             full = self._scheduler.full_for(ticket)
             superseded = None if full else self._scheduler.admit(ticket)
         if full:
-            self._answer(ticket, Busy(f"sessions: {self._scheduler.max_sessions} are waiting already"))
+            self._answer(
+                ticket,
+                Busy(f"sessions: {self._scheduler.max_sessions} are waiting already, or half as many of this peer"),
+            )
             return
         if superseded is not ticket:
             self._bell.put(None)

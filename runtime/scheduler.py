@@ -2,9 +2,10 @@
 
 Rules:
 1. A session (a peer and the name it gave) has at most one request waiting: the newest. Older ones are superseded.
-2. Earliest deadline first. A newer observation inherits the place of the one it replaces, so that a robot which
-   asks often does not push itself back.
-3. A request passed over by `PATIENCE` batches goes before any deadline: no session starves another.
+2. Peers take turns: one that was computed goes behind those that waited meanwhile, and its second session behind
+   everybody's first, so whoever floods costs another at most one batch. Within a turn the earliest deadline goes
+   first. A newer observation inherits the place of the one it replaces: a robot that asks often is not pushed back.
+3. A peer's first request passed over by `PATIENCE` batches goes before any other: no session starves another.
 4. A batch holds one policy version, that of its first request.
 5. Every ticket admitted leaves exactly once: in a batch, as superseded, as expired or as cancelled.
 """
@@ -47,6 +48,7 @@ class _Place:
     ticket: Ticket
     since: float  # when the session began to wait
     rank: float  # the earliest deadline it has had since then
+    turn: int
     passed_over: int = 0
 
 
@@ -57,15 +59,20 @@ class Scheduler:
         self.max_batch = max_batch
         self.window_s = window_s  # the longest a request is held back in the hope of a fuller batch
         self.max_sessions = max_sessions
+        self.max_of_peer = max(1, max_sessions // 2)  # one peer cannot fill the table
         self._places: dict[SessionKey, _Place] = {}
         self._heard: dict[SessionKey, float] = {}
+        self._turn = 0  # of the batch last taken out
+        self._next_turn: dict[bytes, int] = {}  # of peers that were computed
 
     def __len__(self) -> int:
         return len(self._places)
 
     def full_for(self, ticket: Ticket) -> bool:
-        """Whether this session would be one too many; such a ticket must not be admitted."""
-        return ticket.session not in self._places and len(self._places) >= self.max_sessions
+        """Whether this session would be one too many, in all or of its peer; such a ticket must not be admitted."""
+        if ticket.session in self._places:
+            return False
+        return len(self._places) >= self.max_sessions or self._of_peer(ticket.peer) >= self.max_of_peer
 
     def admit(self, ticket: Ticket) -> Ticket | None:
         """Let a ticket wait. Returns the one it supersedes (itself, when a newer one of its session waits already)."""
@@ -74,7 +81,8 @@ class Scheduler:
         self._heard[ticket.session] = ticket.arrived
         place = self._places.get(ticket.session)
         if place is None:
-            self._places[ticket.session] = _Place(ticket, ticket.arrived, ticket.expires)
+            turn = max(self._turn, self._next_turn.get(ticket.peer, 0)) + self._of_peer(ticket.peer)
+            self._places[ticket.session] = _Place(ticket, ticket.arrived, ticket.expires, turn)
             return None
         if ticket.request.id <= place.ticket.request.id:
             return ticket
@@ -122,17 +130,24 @@ class Scheduler:
             return []
         version = versions[ready[0].ticket]
         chosen = [place for place in ready if versions[place.ticket] == version][: self.max_batch]
+        self._turn = max(self._turn, chosen[0].turn)
         for place in chosen:
             del self._places[place.ticket.session]
-        for place in self._places.values():
-            place.passed_over += 1
+            self._next_turn[place.ticket.peer] = place.turn + 1
+        if len(self._next_turn) > 4 * self.max_sessions:
+            self._next_turn = {peer: turn for peer, turn in self._next_turn.items() if turn > self._turn}
+        for place in {place.ticket.peer: place for place in reversed(self._in_order())}.values():
+            place.passed_over += 1  # each peer's first
         return [place.ticket for place in chosen]
+
+    def _of_peer(self, peer: bytes) -> int:
+        return sum(place.ticket.peer == peer for place in self._places.values())
 
     def _in_order(self) -> list[_Place]:
         return sorted(self._places.values(), key=_urgency)
 
 
-def _urgency(place: _Place) -> tuple[bool, float, float]:
+def _urgency(place: _Place) -> tuple[bool, int, float, float]:
     if place.passed_over >= PATIENCE:
-        return (False, place.since, place.since)
-    return (True, place.rank, place.since)
+        return (False, 0, place.since, place.since)
+    return (True, place.turn, place.rank, place.since)

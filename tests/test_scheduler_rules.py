@@ -136,6 +136,39 @@ def test_a_patient_session_is_not_starved_by_urgent_ones() -> None:
     raise AssertionError("starved")
 
 
+def of_peer(peer: str, session: int, id: int, arrived: float, deadline_s: float) -> Ticket:
+    request = InferRequest(id, str(session), SHOWN, observed_at=0.0, deadline_ms=1000 * deadline_s)
+    return Ticket(request, peer.encode(), arrived, arrived + deadline_s, answer)
+
+
+@pytest.mark.parametrize("max_batch", [1, 2, 4])
+@pytest.mark.parametrize("sessions", [1, 3, 32])
+def test_whoever_floods_costs_another_at_most_one_batch(max_batch: int, sessions: int) -> None:
+    """The flood has always the earliest deadline, and is asked again the moment it was computed."""
+    scheduler, waited = Scheduler(max_batch), 0
+    scheduler.admit(of_peer("robot", 0, 0, 0.0, 100.0))
+    for step in range(60):
+        for session in range(sessions):
+            scheduler.admit(of_peer("flood", session, step, step, 0.9))
+        chosen = batch(scheduler, step)
+        if any(one.peer == b"robot" for one in chosen):
+            assert waited <= 1, step
+            waited = 0
+            scheduler.admit(of_peer("robot", 0, step + 1, step, 100.0))
+        else:
+            waited += 1
+    assert waited <= 1
+
+
+def test_one_peer_cannot_fill_the_table() -> None:
+    scheduler = Scheduler(max_sessions=6)
+    flood = [of_peer("flood", n, 1, 0.0, 1.0) for n in range(6)]
+    admitted = [scheduler.admit(one) for one in flood if not scheduler.full_for(one)]
+    assert len(admitted) == len(scheduler) == 3
+    assert not scheduler.full_for(of_peer("flood", 0, 2, 0.0, 1.0)), "one that waits may be replaced"
+    assert not scheduler.full_for(of_peer("robot", 0, 1, 0.0, 1.0))
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Whatever happens in whatever order: each ticket leaves once, batches are lawful, nobody starves."""
 
