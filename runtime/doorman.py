@@ -19,6 +19,7 @@ from zmq.utils import z85
 from hotpolicy.runtime.clock import now
 from hotpolicy.runtime.errors import ConfigError
 from hotpolicy.runtime.keys import CLIENTS, Role, ServerKeys, read_clients
+from hotpolicy.runtime.seldom import Seldom
 
 logger = logging.getLogger(__name__)
 
@@ -40,17 +41,23 @@ class Guests:
         self._signature: tuple[int, ...] | None = None
         self._by_key: dict[bytes, tuple[str, Role]] = {}
         self._roles: dict[str, Role] = {}
+        self._banned: set[str] = set()
         self._read()
 
     def name_of(self, public: bytes, door: Door) -> str | None:
         """Who comes with this key (Z85); None: nobody who may come in here."""
         self._look(0.0)
         name, role = self._by_key.get(public, ("", None))
-        return name if role in OPEN_TO[door] else None
+        return name if role in OPEN_TO[door] and name not in self._banned else None
+
+    def ban(self, name: str) -> None:
+        """One that did what no client of ours does. Until the list changes it is as one that was revoked."""
+        logger.error("%s is kept out from now on, until a key is allowed or revoked", name)
+        self._banned.add(name)
 
     def may_stay(self, name: str, door: Door) -> bool:
         self._look(LOOK_S)
-        return self._roles.get(name) in OPEN_TO[door]
+        return self._roles.get(name) in OPEN_TO[door] and name not in self._banned
 
     def _look(self, at_most_every_s: float) -> None:
         if now() - self._looked < at_most_every_s:
@@ -69,6 +76,7 @@ class Guests:
         clients = read_clients(self._keys.folder)
         self._by_key = {client.public: (client.name, client.role) for client in clients}
         self._roles = {client.name: client.role for client in clients}
+        self._banned = set()
 
     def _sign(self) -> tuple[int, ...]:
         try:
@@ -87,6 +95,7 @@ class Doorman:
         self._socket.set(zmq.LINGER, 0)
         self._socket.set(zmq.RCVHWM, KNOCKS)
         self._socket.bind(_ENDPOINT)
+        self._seldom = Seldom()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hotpolicy-doorman", daemon=True)
         self._thread.start()
@@ -109,13 +118,13 @@ class Doorman:
                     self._answer(socket, socket.recv_multipart())
 
     def _answer(self, socket: zmq.Socket[bytes], question: list[bytes]) -> None:
-        peer, empty, version, request, domain, address, _, mechanism, *credentials = question
+        *envelope, request, domain, address, _, mechanism = question[:8]
+        credentials = question[8:]
         name, door = None, next((door for door in OPEN_TO if door.encode() == domain), None)
         if mechanism == b"CURVE" and door and len(credentials) == 1 and len(credentials[0]) == 32:
             name = self.guests.name_of(z85.encode(credentials[0]), door)
-        if name is None:
-            logger.warning(
-                "a client at %s with a key that is not allowed was kept out of the %s' door", address.decode(), door
-            )
-        status, text = (b"200", b"") if name else (b"400", b"this key is not allowed")
-        socket.send_multipart([peer, empty, version, request, status, text, (name or "").encode(), b""])
+        if name is None and (count := self._seldom.due()):
+            text = "a client at %s with a key that is not allowed was kept out of the %s' door (%d since last said)"
+            logger.warning(text, address.decode(), door, count)
+        status = b"200" if name else b"400"
+        socket.send_multipart([*envelope, request, status, b"", (name or "").encode(), b""])

@@ -39,6 +39,7 @@ from hotpolicy.runtime.prometheus import Exposition
 from hotpolicy.runtime.pulse import Pulse
 from hotpolicy.runtime.router import Router
 from hotpolicy.runtime.scheduler import Scheduler
+from hotpolicy.runtime.wire import COMMAND_CAPS
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +216,8 @@ class PolicyServer:
         door: Door = "robots",
         doorman: Doorman | None = None,
     ) -> Router:
-        router = Router(context, self.config.caps, self._bell, door, doorman)
+        caps = COMMAND_CAPS if door == "operators" else self.config.caps
+        router = Router(context, caps, self._bell, door, doorman)
         stack.callback(router.close)
         return router
 
@@ -252,8 +254,10 @@ class PolicyServer:
         received = front.router.receive()
         if received is None:
             return False
-        self.meter.count("received")
-        front.handle(*received)
+        peer, frames = received
+        if frames:
+            self.meter.count("received")
+            front.handle(peer, frames)
         return True
 
     def _look(self) -> None:

@@ -56,6 +56,7 @@ class Caps:
 
 
 CAPS = Caps()
+COMMAND_CAPS = Caps(message_bytes=1 << 20, frames=1)  # of an operator, who sends no arrays
 
 
 @dataclass(frozen=True, slots=True)

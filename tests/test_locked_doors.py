@@ -138,6 +138,21 @@ def test_a_revoked_client_is_heard_no_more_and_cannot_come_again(site: Site, ser
         locked_out(again, "not allowed")
 
 
+def test_whoever_sends_what_no_client_sends_is_kept_out(site: Site, serving: PolicyServer) -> None:
+    robot, other = site.client("arm", "robot"), site.client("other", "robot")
+    with PolicyClient(serving.endpoint, timeout_s=5, keys=other) as stays:
+        with PolicyClient(serving.endpoint, timeout_s=5, keys=robot) as client:
+            assert client.ping() == "ready"
+            client._socket.send_multipart([b"x"] * 5000)
+            time.sleep(0.5)
+        assert stays.infer(observation()).version == "v1"
+        with PolicyClient(serving.endpoint, keys=robot) as client:
+            locked_out(client, "not allowed")
+        keys.allow(site.server, site.clients / "arm.key", "robot")  # somebody has looked into it
+        with PolicyClient(serving.endpoint, timeout_s=5, keys=robot) as client:
+            assert client.wait_ready(5).version == "v1"
+
+
 def test_a_list_damaged_while_serving_lets_in_those_before(site: Site, serving: PolicyServer) -> None:
     robot = site.client("arm", "robot")
     with PolicyClient(serving.endpoint, timeout_s=5, keys=robot) as client:

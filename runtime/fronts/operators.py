@@ -13,7 +13,7 @@ from hotpolicy.runtime.desk import Desk
 from hotpolicy.runtime.errors import BadReply, BadRequest, Busy, HotpolicyError
 from hotpolicy.runtime.fronts.native import Native
 from hotpolicy.runtime.router import Router
-from hotpolicy.runtime.wire import Buffer, Message
+from hotpolicy.runtime.wire import COMMAND_CAPS, Buffer, Message
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class Operators:
 
     def __init__(self, router: Router, desk: Desk, control: Control):
         self.router, self._desk, self._control = router, desk, control
-        self._native = Native(router, desk.config.caps, desk.meter, self._reply_to)
+        self._native = Native(router, COMMAND_CAPS, desk.meter, self._reply_to)
         self._commands: queue.Queue[tuple[bytes, Message] | None] = queue.Queue(COMMANDS)
 
     def handle(self, peer: bytes, frames: Sequence[Buffer]) -> None:
