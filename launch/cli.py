@@ -45,7 +45,6 @@ EXTRAS = {
     "sentencepiece": "server",
     "ml_dtypes": "server",
     "onnx": "export",
-    "onnxscript": "export",
     "serial": "robots",
     "cv2": "robots",
     "mujoco": "sim",

@@ -201,7 +201,7 @@ def test_serving_an_export_needs_neither_torch_nor_onnx(exported, base, tmp_path
     delta = seal_delta(tmp_path, base, head_only)
     code = f"""
 import sys
-sys.modules["torch"] = sys.modules["onnx"] = sys.modules["onnxscript"] = None  # importing them would fail
+sys.modules["torch"] = sys.modules["onnx"] = None  # importing them would fail
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.engine.onnx_engine import OnnxEngine
 from hotpolicy.runtime.golden import Golden
