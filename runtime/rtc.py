@@ -53,13 +53,6 @@ def pad(actions: np.ndarray, horizon: int) -> np.ndarray:
     return np.concatenate([actions[:horizon], last]).astype(np.float32)
 
 
-def check_limit(limit: float) -> float:
-    """The maximum guidance weight: positive and finite. Raises BadRequest."""
-    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not 0 < limit < np.inf:
-        raise BadRequest(f"max_weight: expected a positive number, got {limit!r}")
-    return float(limit)
-
-
 def _check_count(field: str, value: int, least: int) -> None:
     if type(value) is not int or value < least:
         raise BadRequest(f"{field}: expected a whole number from {least}, got {value!r}")

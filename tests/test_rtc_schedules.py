@@ -76,10 +76,3 @@ def test_a_promise_that_is_none_is_refused(actions: np.ndarray, said: str) -> No
     with pytest.raises(BadRequest) as error:
         rtc.pad(actions, 8)
     assert str(error.value) == said
-
-
-@pytest.mark.parametrize("limit", [0, -1.0, float("nan"), float("inf"), "10", True])
-def test_a_limit_is_a_positive_number(limit: float) -> None:
-    assert rtc.check_limit(10) == 10.0
-    with pytest.raises(BadRequest, match="max_weight: expected a positive number"):
-        rtc.check_limit(limit)
