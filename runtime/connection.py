@@ -187,11 +187,15 @@ class Connection:
         socket = self._sockets[server]
         socket.set(zmq.RCVTIMEO, _milliseconds(deadline))
         try:
-            frames = socket.recv_multipart(copy=False)
+            part = socket.recv(0, False)
         except zmq.Again:
             return None
+        frames: list[Buffer] = [part.buffer]
+        while part.more:  # all of a message is there once its first part is
+            part = socket.recv(0, False)
+            frames.append(part.buffer)
         try:
-            message = wire.decode([frame.buffer for frame in frames], fault=BadReply)
+            message = wire.decode(frames, fault=BadReply)
             fields = envelope.Fields(message, BadReply)
             fields.integer("id")
             fields.text("kind", 32)
