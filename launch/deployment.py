@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ from hotpolicy.launch.options import STORE, AsJson, StoreFolder
 from hotpolicy.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
+    from hotpolicy.runtime.boards import Board
     from hotpolicy.runtime.footprint import Footprint
 
 FOLDER = Path(__file__).parent / "deploy"
@@ -95,11 +96,11 @@ def boards(
 
     if policy is None:
         rows = [
-            {"board": board.name, "memory_gb": board.memory_gb, **(asdict(found) if found else {"model": "none found"})}
+            {**_facts(board), **(asdict(found) if found else {"model": "none found"})}
             for board in BOARDS.values()
             for found in board.published or [None]
         ]
-        console.show(rows, ("board", "memory_gb", "model", "ms", "how", "source"), as_json)
+        console.show(rows, ("board", "memory_gb", "power", "model", "ms", "how", "source"), as_json)
         if not as_json:
             typer.echo(
                 "Other programs, as their authors published them; none of them is hotpolicy's, none was measured here."
@@ -176,6 +177,11 @@ def _this_command() -> Path:
     """The `hotpolicy` that was called, or the one beside this interpreter."""
     called = shutil.which(sys.argv[0]) if Path(sys.argv[0]).name == "hotpolicy" else None
     return Path(called).resolve() if called else Path(sys.executable).parent / "hotpolicy"
+
+
+def _facts(board: Board) -> dict[str, Any]:
+    own = {"memory_source": board.memory_source, "jetpacks": list(board.jetpacks), "power": board.power}
+    return {"board": board.name, "memory_gb": board.memory_gb, **own}
 
 
 def _words(fits: Mapping[str, bool]) -> dict[str, str]:

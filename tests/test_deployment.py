@@ -169,6 +169,8 @@ def test_boards_by_the_command(
     listed = json.loads(call(capsys, monkeypatch, "deploy", "boards", "--json")[1])
     assert {row["board"] for row in listed} == set(BOARDS)
     assert all(row["source"] for row in listed if "ms" in row)
+    assert all(f"jetpack{release}" in FILES for row in listed for release in row["jetpacks"])
+    assert all(row["memory_source"] and "nvpmodel -m" in row["power"] for row in listed)
     assert "none of them is hotpolicy's" in call(capsys, monkeypatch, "deploy", "boards")[1]
     _, version, _ = call(capsys, monkeypatch, "add", "nano", "--store", tmp_path)
     by_name = call(capsys, monkeypatch, "deploy", "boards", "nano", "--json")[1]
