@@ -17,6 +17,7 @@ from hotpolicy.runtime.calibration import quantised
 from hotpolicy.runtime.certificate import made_up_batch, split
 from hotpolicy.runtime.engine.onnx_engine import OnnxEngine
 from hotpolicy.runtime.engine.onnx_provider import OnnxOptions
+from hotpolicy.runtime.engine.processor import overflows_int8
 from hotpolicy.runtime.engine.torch_engine import TorchEngine
 from hotpolicy.runtime.errors import BundleError, ConfigError
 from hotpolicy.runtime.export import export
@@ -248,3 +249,35 @@ def test_a_provider_says_which_precisions_are_not_for_it(made: Made, monkeypatch
             ConfigError, match=rf"provider: CPU.* is for exports in fp32 or fp16, this one is {precision}"
         ):
             OnnxEngine.open(made("tiny", precision)[1], OnnxOptions(provider="cpu"))
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8-static"])
+def test_a_processor_that_would_overflow_is_told_to_be_exact(
+    made: Made, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same answers as here, where there is nothing to work around."""
+    exported = made("siglip", precision)[1]
+    frames = made_up_batch(transforms_of(TINY_SIGLIP, 2), TINY_SIGLIP.vision.image_size, TINY_SIGLIP.vocabulary, 2)
+    usual = OnnxEngine.open(exported).infer(frames)
+    monkeypatch.setattr("hotpolicy.runtime.engine.onnx_session.overflows_int8", lambda: True)
+    np.testing.assert_allclose(OnnxEngine.open(exported).infer(frames), usual, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "overflows"),
+    [
+        ("fpu sse2 avx avx2 avx512f", True),
+        ("fpu avx2 avx512f avx512_vnni", False),
+        ("fpu avx2 avx_vnni", False),
+        ("fpu sse2", False),
+    ],
+)
+def test_which_processors_overflow(tmp_path: Path, flags: str, overflows: bool) -> None:
+    facts = tmp_path / "cpuinfo"
+    facts.write_text(f"processor\t: 0\nmodel name\t: some\nflags\t\t: {flags}\n")
+    assert overflows_int8(facts) is overflows
+    facts.write_text("processor\t: 0\nFeatures\t: fp asimd asimddp\n")
+    overflows_int8.cache_clear()
+    assert not overflows_int8(facts)
+    assert not overflows_int8(tmp_path / "nowhere")
+    overflows_int8.cache_clear()
