@@ -56,6 +56,10 @@ def run(
     ] = None,
     key: Key = None,
     server_key: ServerKey = None,
+    jpeg: Annotated[
+        int | None,
+        typer.Option(min=1, max=100, help="Quality to send pictures with, over a slow link. Default: as they are."),
+    ] = None,
     record: Annotated[Path | None, typer.Option(help="Also record the episodes into this dataset folder.")] = None,
     teleop: Annotated[
         str | None,
@@ -77,7 +81,8 @@ def run(
     way = _chunking(chunking)
     profile, at = load_profile(robot), _boundary(boundary)
     known = client_keys(key, server_key, profile)
-    with PolicyClient(endpoint or profile.endpoints, timeout_s=deadline_ms / 1000, boundary=at, keys=known) as client:
+    servers, timeout_s = endpoint or profile.endpoints, deadline_ms / 1000
+    with PolicyClient(servers, timeout_s=timeout_s, boundary=at, keys=known, jpeg=jpeg) as client:
         require_fit(client.hello().spec, profile.spec)
         with Rig.open(profile) as rig:
             source = policy_source(rig, client, replan, way)

@@ -30,7 +30,6 @@ from hotpolicy.runtime.scheduler import SessionKey
 
 NAME = re.compile(rf"{PREFIX}[0-9a-f]{{32}}", re.ASCII)
 SWEEP_S = 1.0  # how often clients are looked after that may be gone
-FIELDS = ("pid", "fd", "slot", "generation")
 
 
 class Borrowed:
@@ -124,18 +123,21 @@ class Loans:
         """Raises BadRequest naming the field of a reference that is wrong."""
         if type(reference) is not dict:
             raise BadRequest(f"ring: expected pid, fd, name, slot and generation, got {type(reference).__name__}")
-        pid, fd, slot, generation = (_number(reference, name) for name in FIELDS)
-        name = reference.get("name")
+        ring = self._rings.get(session)
+        if ring is None or ring.name != reference.get("name"):
+            ring = self._open(session, reference)
+        return ring.slot(_number(reference, "slot"), _number(reference, "generation"))
+
+    def _open(self, session: SessionKey, reference: dict[str, Any]) -> Borrowed:
+        pid, fd, name = _number(reference, "pid"), _number(reference, "fd"), reference.get("name")
         if type(name) is not str or not NAME.fullmatch(name):
             raise BadRequest(f"ring.name: expected {PREFIX} and 32 hexadecimal digits")
-        ring = self._rings.get(session)
-        if ring is None or ring.name != name:
-            self._rings.pop(session, None)
-            ring = Borrowed(pid, fd, name, self._largest)
-            while len(self._rings) >= self._most:
-                del self._rings[next(iter(self._rings))]
-            self._rings[session] = ring
-        return ring.slot(slot, generation)
+        self._rings.pop(session, None)
+        ring = Borrowed(pid, fd, name, self._largest)
+        while len(self._rings) >= self._most:
+            del self._rings[next(iter(self._rings))]
+        self._rings[session] = ring
+        return ring
 
     def forget(self, session: SessionKey) -> None:
         self._rings.pop(session, None)
