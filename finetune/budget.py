@@ -16,7 +16,7 @@ from hotpolicy.finetune.settings import TuneConfig
 FP32 = 4  # bytes
 OPTIMISER_S = 4e-9  # seconds for a parameter's step of AdamW and of the average, one thread; see bench/budget.py
 MARGIN = 0.1  # of the memory that is available stays so
-PREFERENCE = ("expert", "lora-expert", "heads")  # what to take first where only the motion is new: see choose
+PREFERENCE = ("expert", "lora-expert", "heads")  # what to take first where only the motion is new
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +109,11 @@ def relief(costs: Sequence[Cost], shares: Sequence[float], config: TuneConfig, g
     return next((found for found in plans if found.fits), None)
 
 
-def choose(plans: Sequence[Plan], seconds: float | None = None) -> Plan | None:
-    """The first of `PREFERENCE` that fits memory and, if given, time. What it prefers is for new motions; whether new
-    colours or words ask for more is for the relevance report to say."""
+def choose(plans: Sequence[Plan], seconds: float | None = None, advised: str = "expert") -> Plan | None:
+    """What the relevance report advises, if it fits memory and, if given, time; else the first of `PREFERENCE` that
+    does."""
     good = {p.config.strategy: p for p in plans if p.fits and (seconds is None or p.total_s <= seconds)}
-    return next((good[name] for name in PREFERENCE if name in good), None)
+    return next((good[name] for name in (advised, *PREFERENCE) if name in good), None)
 
 
 def _milder(config: TuneConfig) -> Iterator[TuneConfig]:

@@ -26,6 +26,7 @@ from hotpolicy.launch.importing import import_policy
 from hotpolicy.launch.keys import keys
 from hotpolicy.launch.pretrain import pretrain_nano
 from hotpolicy.launch.record import record
+from hotpolicy.launch.relevance import relevance
 from hotpolicy.launch.run import run
 from hotpolicy.launch.serve import serve
 from hotpolicy.launch.session import session
@@ -72,6 +73,7 @@ VERBS = (
     stop,
     record,
     finetune,
+    relevance,
     session,
     versions,
     swap,

@@ -148,6 +148,9 @@ def draw(events: Iterator[Event]) -> Iterator[Event]:
                         f"{event['episodes']} episodes, {event['frames']} frames, "
                         f"{event['held_out_episodes']} episodes held out; from {event['base']}"
                     )
+                case "advice":
+                    for line in event["lines"]:
+                        bars.console.print(line, highlight=False)
                 case "plan":
                     mb, step = event["bytes"]["total"] / 1e6, event["step_s"]
                     words = "" if event["fits"] else ": does not fit"

@@ -16,9 +16,12 @@ import torch
 from hotpolicy.finetune import snapshot as snapshots
 from hotpolicy.finetune.budget import PREFERENCE, choose
 from hotpolicy.finetune.candidate import seal_candidate
+from hotpolicy.finetune.dataset import Dataset
+from hotpolicy.finetune.findings import Finding, look_through
 from hotpolicy.finetune.frames import Frames
 from hotpolicy.finetune.gate import Bounds, judge
 from hotpolicy.finetune.lessons import Lessons, gather
+from hotpolicy.finetune.relevance import Relevance, assess
 from hotpolicy.finetune.settings import TuneConfig
 from hotpolicy.finetune.sources import PrefixHome
 from hotpolicy.finetune.strategy import PREFIX
@@ -31,9 +34,10 @@ from hotpolicy.runtime.clock import now
 from hotpolicy.runtime.engine.torch_engine import TorchEngine
 from hotpolicy.runtime.errors import TuningError
 from hotpolicy.runtime.golden import Golden
+from hotpolicy.runtime.messages import RobotSpec
 from hotpolicy.runtime.model.vla import Vla
 from hotpolicy.runtime.policy import Policy, load_policy
-from hotpolicy.runtime.transforms import Transforms
+from hotpolicy.runtime.store import Store
 
 Event = dict[str, Any]
 AUTO = "auto"  # a strategy to be chosen
@@ -55,16 +59,11 @@ class Job:
 
 
 def tune(job: Job) -> Iterator[Event]:
-    """`begin`, `plan`, perhaps `resumed`, `step` for every step, `trained`, `trial` for each task tried, and `sealed`
-    with the candidate's folder and the verdict. A job that was killed and is given again goes on after its last
-    checkpoint."""
-    torch.set_num_threads(job.threads)
-    store = open_store(job.store)
-    chain = store.chain(store.live() if job.base == "live" else job.base)
-    live = load_policy(chain, device="cpu", dtype="fp32", threads=job.threads)
-    engine = live.engine
-    assert isinstance(engine, TorchEngine)
-    lessons = gather(chain, job.datasets, seed=job.config.seed)
+    """`begin`, perhaps `advice`, `plan`, perhaps `resumed`, `step` for every step, `trained`, `trial` for each task
+    tried, and `sealed` with the candidate's folder and the verdict. A job that was killed and is given again goes on
+    after its last checkpoint."""
+    desk = Desk.open(job)
+    store, chain, live, lessons = desk.store, desk.chain, desk.live, desk.lessons
     yield {
         "event": "begin",
         "base": chain[-1].id,
@@ -72,9 +71,9 @@ def tune(job: Job) -> Iterator[Event]:
         "episodes": sum(len(source.episodes) for source in lessons.sources),
         "held_out_episodes": sum(len(source.held_out) for source in lessons.sources),
     }
-    config = yield from _settled(job, engine.model, live.transforms, lessons)
-    home = PrefixHome(store.root / "prefixes", _sight_digest(chain, engine.model))
-    trainer = Trainer(engine.model, live.transforms, live.spec, lessons, config, home)
+    config = yield from _settled(job, desk)
+    home = PrefixHome(store.root / "prefixes", _sight_digest(chain, desk.engine.model))
+    trainer = Trainer(desk.engine.model, live.transforms, live.spec, lessons, config, home)
     yield from _train(trainer, job, store.root / "training", _identity(chain, lessons, config))
     outcome = trainer.outcome
     yield {"event": "trained", "seconds": round(outcome.seconds, 2), "steps": outcome.steps, "notes": outcome.notes}
@@ -83,7 +82,7 @@ def tune(job: Job) -> Iterator[Event]:
         sealed = seal_candidate(candidates, chain, outcome, lessons, config)
         yield {"event": "sealed", "version": sealed.id, "folder": str(sealed.folder), "passed": None, "reasons": []}
         return
-    sealing = _judged(candidates, chain, outcome, lessons, live, replace(job, config=config))
+    sealing = _judged(desk, candidates, outcome, replace(job, config=config))
     while (event := next(sealing))["event"] != "sealed":
         yield event
     if event["passed"]:
@@ -91,24 +90,58 @@ def tune(job: Job) -> Iterator[Event]:
     yield event
 
 
+@dataclass(frozen=True)
+class Desk:
+    """What a job works on: the parent in memory, and what is to be learned."""
+
+    store: Store
+    chain: list[Bundle]
+    live: Policy
+    lessons: Lessons
+
+    @classmethod
+    def open(cls, job: Job) -> Desk:
+        torch.set_num_threads(job.threads)
+        store = open_store(job.store)
+        chain = store.chain(store.live() if job.base == "live" else job.base)
+        live = load_policy(chain, device="cpu", dtype="fp32", threads=job.threads)
+        return cls(store, chain, live, gather(chain, job.datasets, seed=job.config.seed))
+
+    @property
+    def engine(self) -> TorchEngine:
+        assert isinstance(self.live.engine, TorchEngine)
+        return self.live.engine
+
+    def assess(self, found: Sequence[Finding]) -> Relevance:
+        """The demonstrations against what the policy knows; `found` is what is odd about them by themselves."""
+        live, lessons = self.live, self.lessons
+        return assess(self.engine.model, live.transforms, live.spec, lessons.new, lessons.old, found)
+
+
+def oddities(datasets: Sequence[Path], spec: RobotSpec) -> list[Finding]:
+    return [finding for root in datasets for finding in look_through(Dataset.open(root), spec)]
+
+
 def survey_of(job: Job) -> list[Option]:
     """What every strategy would take for this job; nothing is trained."""
-    torch.set_num_threads(job.threads)
-    store = open_store(job.store)
-    chain = store.chain(store.live() if job.base == "live" else job.base)
-    live = load_policy(chain, device="cpu", dtype="fp32", threads=job.threads)
-    assert isinstance(live.engine, TorchEngine)
-    lessons = gather(chain, job.datasets, seed=job.config.seed)
-    model = live.engine.model
-    return list(_survey(model, live.transforms, lessons, job.config, names(model)))
+    desk = Desk.open(job)
+    return list(_survey(desk, job.config, names(desk.engine.model)))
 
 
-def _settled(job: Job, model: Vla, transforms: Transforms, lessons: Lessons) -> Generator[Event, None, TuneConfig]:
+def _settled(job: Job, desk: Desk) -> Generator[Event, None, TuneConfig]:
     """The settings, with a strategy chosen where that was left open; `plan` for each that was looked at. Raises
     TuningError for what does not fit this machine."""
-    config, open_choice = job.config, job.config.strategy == AUTO
-    options = list(_survey(model, transforms, lessons, config, PREFERENCE if open_choice else [config.strategy]))
-    chosen = choose([option.plan for option in options], job.seconds) if open_choice else options[0].plan
+    config, advised = job.config, job.config.strategy
+    wanted: Sequence[str] = [advised]
+    if advised == AUTO:
+        report = desk.assess(oddities(job.datasets, desk.live.spec))
+        if report.strategy is None:
+            raise TuningError(report.advice[0])
+        yield {"event": "advice", "lines": report.advice}
+        advised, wanted = report.strategy, list(dict.fromkeys([report.strategy, *PREFERENCE]))
+    options = list(_survey(desk, config, wanted))
+    plans = [option.plan for option in options]
+    chosen = choose(plans, job.seconds, advised) if config.strategy == AUTO else plans[0]
     for option in options:
         yield to_dict(option, chosen)
     if chosen is None:
@@ -117,14 +150,13 @@ def _settled(job: Job, model: Vla, transforms: Transforms, lessons: Lessons) -> 
     return chosen.config
 
 
-def _survey(
-    model: Vla, transforms: Transforms, lessons: Lessons, config: TuneConfig, wanted: Sequence[str]
-) -> Iterator[Option]:
+def _survey(desk: Desk, config: TuneConfig, wanted: Sequence[str]) -> Iterator[Option]:
+    lessons = desk.lessons
     watched = (lessons.new_held_out, lessons.old_held_out)
     total = sum(len(part) for part in (lessons.new, lessons.old) if part is not None)
     total += sum(min(len(part), config.watched) for part in watched if part is not None)
-    some = Frames.encode(lessons.new.spread(LOOKED_AT), transforms)
-    return survey(model, some, total, config, wanted)
+    some = Frames.encode(lessons.new.spread(LOOKED_AT), desk.live.transforms)
+    return survey(desk.engine.model, some, total, config, wanted)
 
 
 def _train(trainer: Trainer, job: Job, folder: Path, identity: str) -> Iterator[Event]:
@@ -153,17 +185,15 @@ def _step(progress: Progress) -> Event:
     }
 
 
-def _judged(
-    candidates: Path, chain: Sequence[Bundle], outcome: Outcome, lessons: Lessons, live: Policy, job: Job
-) -> Iterator[Event]:
+def _judged(desk: Desk, candidates: Path, outcome: Outcome, job: Job) -> Iterator[Event]:
     """Trials, then the sealed candidate with its verdict."""
-    assert isinstance(live.engine, TorchEngine)
+    chain, lessons, live = desk.chain, desk.lessons, desk.live
     candidates.mkdir(parents=True, exist_ok=True)
     # A policy is made of a bundle, and the bundle to keep has the verdict in it: the draft lies beside it, so that its
     # weights need only another name.
     with tempfile.TemporaryDirectory(prefix=".draft-", dir=candidates) as scratch:
         draft = seal_candidate(Path(scratch), chain, outcome, lessons, job.config)
-        engine = TorchEngine(outcome.model.eval(), place=live.engine.place)
+        engine = TorchEngine(outcome.model.eval(), place=desk.engine.place)
         candidate = Policy(draft, engine, live.files, live.transforms)
         tried = []
         if job.trials:

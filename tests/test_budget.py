@@ -200,9 +200,17 @@ def test_auto_trains_what_was_chosen_and_says_so(place: Path) -> None:  # noqa: 
     options = ("--strategy", "auto", "--steps", "2", "--lora-rank", "2", "--no-gate")
     with tuning(place, *options) as child:
         assert child.wait(timeout_s=60) == 0, child.last_words()
-    sealed = events(child)[-1]
+    said = events(child)
+    (chosen,) = [row["strategy"] for row in said if row["event"] == "plan" and row["chosen"]]
+    sealed = said[-1]
     manifest = json.loads((Path(str(sealed["folder"])) / "manifest.json").read_text())
-    assert manifest["provenance"]["strategy"] == "expert"
+    assert manifest["provenance"]["strategy"] == chosen
+    assert any(
+        "eyes:" in line or "strategy: expert" in line
+        for row in said
+        if row["event"] == "advice"
+        for line in row["lines"]
+    )  # type: ignore[attr-defined]
 
 
 def test_a_time_that_nothing_fits_is_said_before_anything_starts(place: Path) -> None:  # noqa: F811
