@@ -3,22 +3,16 @@ one compute. `seal_middle` makes it a version, with random weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-
-from hotpolicy.runtime.bundle import Bundle, seal
-from hotpolicy.runtime.golden import FILE, Golden
-from hotpolicy.runtime.messages import CameraSpec, Joint, RobotSpec
 from hotpolicy.runtime.model.pi0 import GemmaConfig, Pi0, Pi0Config, VisionConfig
-from hotpolicy.runtime.tokenizer import WordTokenizer
-from hotpolicy.runtime.transforms import Normalise, Relative, Transforms
-from hotpolicy.runtime.transforms.images import ImageSlots
+
+if TYPE_CHECKING:  # LeRobot's environment, where the models are compared, has torch and little else of ours
+    from hotpolicy.runtime.bundle import Bundle
 
 SLOTS = ("scene", "wrist", None)  # pi0 has three; no camera is in the last
-PROMPT = 48
+PROMPT, USED = 48, 20  # words there is room for, and that an instruction has
 
 
 def middle(pi05: bool = False) -> Pi0Config:
@@ -35,51 +29,46 @@ def middle(pi05: bool = False) -> Pi0Config:
 
 def seal_middle(folder: Path, config: Pi0Config, seed: int = 0, frames: int = 2) -> Bundle:
     """Random weights: what it does means nothing, what it costs does."""
+    import numpy as np
+    import torch
+
+    from hotpolicy.runtime.bundle import seal
+    from hotpolicy.runtime.golden import FILE, Golden
+    from hotpolicy.runtime.messages import CameraSpec, Joint, RobotSpec
+    from hotpolicy.runtime.tokenizer import WordTokenizer
+    from hotpolicy.runtime.transforms import Normalise, Relative, Transforms
+    from hotpolicy.runtime.transforms.images import ImageSlots
+
     torch.manual_seed(seed)
     with torch.no_grad():
         tensors = {
             name: (p.normal_(std=0.02) if "dense" in name else p).numpy()  # pi0.5's norms begin at zero
             for name, p in Pi0(config).named_parameters()
         }
-    return seal_version(folder, config, tensors, {FILE: golden(config, frames).to_bytes()})
-
-
-def seal_version(
-    folder: Path, config: Pi0Config, tensors: Mapping[str, np.ndarray], files: Mapping[str, bytes],
-    parent: Bundle | None = None,
-) -> Bundle:  # fmt: skip
-    width = config.action_dim
+    rng, width, size = np.random.default_rng(9), config.action_dim, config.vision.image_size
+    cameras = tuple(slot for slot in SLOTS if slot)
+    golden = Golden(
+        images=rng.integers(0, 256, (frames, len(cameras), size, size, 3), np.uint8),
+        state=rng.normal(0, 20, (frames, width)).astype(np.float32),
+        tasks=np.array([" ".join(["cube"] * USED)] * frames),
+        noise=rng.standard_normal((frames, config.horizon, width), np.float32),
+    )
     transforms = Transforms(
-        cameras=tuple(slot for slot in SLOTS if slot),
+        cameras=cameras,
         state=Normalise(np.zeros(width, np.float32), np.full(width, 30, np.float32)),
         action=Normalise(np.zeros(width, np.float32), np.full(width, 20, np.float32)),
         relative=Relative(np.zeros(width, bool)),
         tokenizer=WordTokenizer(config.vocabulary, max_tokens=PROMPT),
-        images=ImageSlots(SLOTS, config.vision.image_size),
+        images=ImageSlots(SLOTS, size),
         horizon=config.horizon,
     )
-    return seal(
-        folder, kind="delta" if parent else "full", parent=parent.id if parent else None,
-        model={"family": "pi0", "config": config.to_dict()}, tensors=tensors, spec=spec(config),
-        transforms=transforms.to_dict(), provenance={"made_by": "random"}, files=files,
-    )  # fmt: skip
-
-
-def spec(config: Pi0Config) -> RobotSpec:
-    size = config.vision.image_size
-    return RobotSpec(
-        joints=tuple(Joint(f"joint_{i}.pos", "deg", -500.0, 500.0) for i in range(config.action_dim)),
-        cameras=tuple(CameraSpec(slot, size, size) for slot in SLOTS if slot),
+    spec = RobotSpec(
+        joints=tuple(Joint(f"joint_{i}.pos", "deg", -500.0, 500.0) for i in range(width)),
+        cameras=tuple(CameraSpec(camera, size, size) for camera in cameras),
         rate_hz=10.0,
     )
-
-
-def golden(config: Pi0Config, frames: int) -> Golden:
-    """Noise, with an instruction of about 20 words of the 48 there is room for."""
-    rng, size = np.random.default_rng(9), config.vision.image_size
-    return Golden(
-        images=rng.integers(0, 256, (frames, 2, size, size, 3), np.uint8),
-        state=rng.normal(0, 20, (frames, config.action_dim)).astype(np.float32),
-        tasks=np.array([" ".join(["put the red cube"] * 5)] * frames),
-        noise=rng.standard_normal((frames, config.horizon, config.action_dim), np.float32),
-    )
+    return seal(
+        folder, kind="full", parent=None, model={"family": "pi0", "config": config.to_dict()}, tensors=tensors,
+        spec=spec, transforms=transforms.to_dict(), provenance={"made_by": "random"},
+        files={FILE: golden.to_bytes()},
+    )  # fmt: skip

@@ -26,26 +26,15 @@ sys.path.append(str(Path(__file__).parent.parent / "tests" / "golden"))
 
 import lerobot_pi0
 from lerobot.policies.common.flow_matching import euler_integrate
+from middle import middle
 
-from hotpolicy.runtime.model.pi0 import GemmaConfig, Pi0, Pi0Config, VisionConfig
+from hotpolicy.runtime.model.pi0 import Pi0, Pi0Config
 from hotpolicy.runtime.model.weights import published_to_ours
 
 BAR = 0.65  # of LeRobot's time
 EQUAL = 2e-5  # of actions up to about 5
 CAMERAS, PROMPT = 3, 48
 SEED = 0
-
-
-def middle(pi05: bool) -> Pi0Config:
-    return Pi0Config(
-        VisionConfig("siglip", image_size=224, width=512, layers=12, heads=8, mlp=2048),
-        language=GemmaConfig(width=1024, layers=11, mlp=4096, heads=8, kv_heads=1, head_dim=256),
-        expert=GemmaConfig(width=384, layers=11, mlp=1024, heads=8, kv_heads=1, head_dim=256),
-        vocabulary=8192,
-        action_dim=32,
-        horizon=50,
-        pi05=pi05,
-    )
 
 
 def ours_with_the_weights_of(theirs: torch.nn.Module, config: Pi0Config) -> Pi0:
