@@ -1,11 +1,12 @@
-"""What less precision does to the shipped nano policy: success on the simulated table, by torch and by every export.
+"""What less precision does to the shipped nano policy: success on the virtual arm, by torch and by every export.
 
-    python bench/precision.py [--episodes 13]
+    python bench/precision.py [--episodes 13] [--many 25]
 
-EPISODES scenes for each skill and colour, the same ones and the same noise for all; the arm's limits are the virtual
-arm's, its servos are left out (launch/rollouts.py). 25 scenes are one batch, and int8 rounds a batch with one range: a
-robot that is alone has it finer. Prints the success rate with its 95 % Wilson interval, and the certificate's error in
-the robot's units.
+The policy is served by `hotpolicy serve`, and two virtual arms (servos on a serial port, camera, limits) try EPISODES
+scenes of each skill and colour: the same ones for every precision. Then MANY scenes of each with the servos left out
+and the same noise for all (launch/rollouts.py): 25 scenes are one batch, whose robots share the ranges of int8, so that
+each is rounded more coarsely than when it is alone. Prints success with its 95 % Wilson interval, and the certificate's
+largest and mean error in the robot's units.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 # this folder goes last, or `import onnx` would find one of its files
 sys.path.sort(key=lambda place: Path(place).resolve() == Path(__file__).resolve().parent)
 
+from hotpolicy.launch.fleet import Exam, Fleet, by_verb
 from hotpolicy.launch.machine import describe_machine
 from hotpolicy.launch.nano import SHIPPED, VERBS
+from hotpolicy.launch.processes import Child
 from hotpolicy.launch.results import interval
 from hotpolicy.launch.rollouts import Score, rollout
 from hotpolicy.robots.sim.tasks import KNOWN_COLOURS, Task
@@ -36,48 +39,65 @@ from hotpolicy.runtime.policy import Policy
 from hotpolicy.runtime.quantise import BOUNDS
 
 SEED = 600_000_000  # scenes that no demonstration, gate or examination uses
+ARMS = 2
+TASKS = [Task(verb, colour) for verb in VERBS for colour in KNOWN_COLOURS]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=13)
-    episodes = parser.parse_args().episodes
+    parser.add_argument("--many", type=int, default=25)
+    options = parser.parse_args()
     base = Bundle.open(SHIPPED)
     print(", ".join(f"{k} {v}" for k, v in describe_machine().items()), f"load {os.getloadavg()[0]:.1f}", flush=True)
-    print(f"| nano {base.id} | error, at most | mean |" + "".join(f" {verb} |" for verb in VERBS) + " s |")
-    print("|-|-|-|" + "-|" * len(VERBS) + "-:|", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        for name, engine, error in engines(base, Path(folder)):
-            begun, policy = now(), Policy(base, engine)
-            scores = {verb: tried(policy, verb, episodes) for verb in VERBS}
-            cells = [f"{s.successes}/{s.episodes}, {span(s)}" for s in scores.values()]
-            print(f"| {name} | {error} | {' | '.join(cells)} | {now() - begun:.0f} |", flush=True)
+    skills = " |".join(f" {verb}, {how}" for how in ("virtual arm", "25 in a batch") for verb in VERBS)
+    print(f"| nano {base.id} | error, at most | mean |{skills} | s |\n|-|-|-|{'-|' * 2 * len(VERBS)}-:|", flush=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, served, engine, error in engines(base, Path(temporary)):
+            begun = now()
+            work = Path(tempfile.mkdtemp(dir=temporary))
+            scores = [*driven(work, served, options.episodes), *rolled(Policy(base, engine), options.many)]
+            print(f"| {name} | {error} | {' | '.join(map(told, scores))} | {now() - begun:.0f} |", flush=True)
 
 
-def engines(base: Bundle, folder: Path) -> Iterator[tuple[str, Engine, str]]:
-    """Name, engine, and the error at most and on average, as two cells of a table."""
-    yield "torch, fp32", TorchEngine.load(base, device="cpu", dtype="fp32", threads=1), "- | -"
+def engines(base: Bundle, folder: Path) -> Iterator[tuple[str, Path, Engine, str]]:
+    """Name, the folder to serve, engine, and the error at most and on average, as two cells of a table."""
+    yield "torch, fp32", base.folder, TorchEngine.load(base, device="cpu", dtype="fp32", threads=1), "- | -"
     for precision in BOUNDS:
         exported = export([base], folder / precision, precision)
-        found = exported.certificate
-        most = max(found["joints"], key=lambda joint: joint["max"])
-        mean = max(found["joints"], key=lambda joint: joint["mean"])
-        cells = " | ".join(
-            f"{joint[key]:.2g} {joint['unit']} ({joint['name']})" for joint, key in ((most, "max"), (mean, "mean"))
-        )
-        yield f"ONNX Runtime, {precision}", OnnxEngine.open(exported), cells
+        cells = []
+        for kind in ("max", "mean"):
+            joint = max(exported.certificate["joints"], key=lambda joint, kind=kind: joint[kind])
+            cells.append(f"{joint[kind]:.2g} {joint['unit']} ({joint['name']})")
+        yield f"ONNX Runtime, {precision}", exported.folder, OnnxEngine.open(exported), " | ".join(cells)
 
 
-def tried(policy: Policy, verb: str, episodes: int) -> Score:
-    scores = [
-        rollout(policy, Task(verb, colour), episodes, SEED + 1000 * index) for index, colour in enumerate(KNOWN_COLOURS)
-    ]
+def driven(work: Path, served: Path, episodes: int) -> list[Score]:
+    """The long way: serial ports, cameras and sockets."""
+    endpoint, control = f"ipc://{work}/policy", f"ipc://{work}/policy.control"
+    arguments = ["serve", str(served), "--store", str(work / "store"), "--endpoint", endpoint, "--threads", "1"]
+    server = Child("policy server", arguments, work / "server.log")
+    try:
+        with Fleet(work, ARMS, endpoint, control) as fleet:
+            server.wait_ready()
+            found = by_verb(fleet.examine([Exam(t, episodes, SEED + 1000 * i) for i, t in enumerate(TASKS)]))
+    finally:
+        server.stop()
+    return [found[verb] for verb in VERBS]
+
+
+def rolled(policy: Policy, episodes: int) -> list[Score]:
+    scores = [(task.verb, rollout(policy, task, episodes, SEED + 1000 * i)) for i, task in enumerate(TASKS)]
+    return [total(verb, [score for of, score in scores if of == verb]) for verb in VERBS]
+
+
+def total(verb: str, scores: Sequence[Score]) -> Score:
     return Score(verb, sum(score.successes for score in scores), sum(score.episodes for score in scores))
 
 
-def span(score: Score) -> str:
+def told(score: Score) -> str:
     low, high = interval(asdict(score))
-    return f"{low:.2f} to {high:.2f}"
+    return f"{score.successes}/{score.episodes}, {low:.2f} to {high:.2f}"
 
 
 if __name__ == "__main__":
