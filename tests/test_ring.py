@@ -22,7 +22,7 @@ from serving import SPEC, LevelPolicy, TinyControl, TinySlot
 from hotpolicy.runtime import ring as rings
 from hotpolicy.runtime.client import PolicyClient
 from hotpolicy.runtime.config import ServeConfig
-from hotpolicy.runtime.errors import BadRequest, ConfigError, ServerLost
+from hotpolicy.runtime.errors import BadRequest, ConfigError, ServeError, ServerLost
 from hotpolicy.runtime.loan import Loans
 from hotpolicy.runtime.messages import CameraSpec, Observation, RobotSpec
 from hotpolicy.runtime.ring import LINE, PAGE, PREFIX, SEALS, Ring
@@ -210,6 +210,26 @@ def test_a_restarted_server_reads_the_same_ring(serve: Serve) -> None:
         assert eventually(lambda: client.wait_ready(5).state == "ready")
         assert level(client, seen(4)) == 4
         assert held(third) == 1
+
+
+def test_another_server_is_lent_nothing_it_cannot_read(serve: Serve) -> None:
+    first, other = serve(), serve(endpoint="tcp://127.0.0.1:0")
+    with PolicyClient([first.endpoint, other.endpoint], timeout_s=5.0) as client:
+        client.wait_ready(10)
+        assert level(client, seen(1)) == 1
+        assert client.lends
+        first.stop()
+        assert eventually(lambda: answered(client, 2), 20.0)
+        assert (client.endpoint, client.lends) == (other.endpoint, False)
+        assert level(client, seen(3)) == 3
+        assert other.stats()["counts"].get("bad_request", 0) <= 1, "the one that was on its way to the first"
+
+
+def answered(client: PolicyClient, value: int) -> bool:
+    try:
+        return level(client, seen(value)) == value
+    except ServeError:
+        return False
 
 
 # When a client is gone.
