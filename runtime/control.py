@@ -49,7 +49,8 @@ class Control:
         if kind not in CHANGING:
             return {"kind": kind, **verb(message)}
         request_id = _text(message, "request_id")
-        asked = {name: message.get(name) for name in ("kind", "version")}
+        version = message.get("version")  # not looked at yet: it may be anything, an array too
+        asked = {"kind": kind, "version": version if isinstance(version, str) else None}
         with self._lock:
             known = self._outcomes.get(request_id)
         if known:

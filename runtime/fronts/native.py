@@ -15,6 +15,8 @@ from hotpolicy.runtime.wire import Buffer, Caps, Message
 
 logger = logging.getLogger(__name__)
 
+KIND_LENGTH = 32  # characters
+
 Handler = Callable[[bytes, Message], Message | None]  # the reply, or None when it comes later or never
 Lender = Callable[[bytes, Message], wire.Loan]
 
@@ -32,7 +34,9 @@ class Native:
         fault: HotpolicyError
         try:
             message = wire.decode(frames, self._caps, lender=self._lender and partial(self._lender, peer))
-            Fields(message, BadRequest).integer("id")
+            fields = Fields(message, BadRequest)
+            fields.integer("id")
+            fields.text("kind", KIND_LENGTH)  # an array would compare as one
             if reply := self._handler(peer, message):
                 self.send(peer, reply)
             return
