@@ -13,7 +13,7 @@ import numpy as np
 
 from hotpolicy.robots.sim.kinematics import MAX_STEP
 from hotpolicy.robots.sim.tasks import Task
-from hotpolicy.robots.sim.world import World
+from hotpolicy.robots.sim.world import Mount, World
 from hotpolicy.runtime.messages import Observation
 from hotpolicy.runtime.policy import Policy
 
@@ -34,9 +34,12 @@ class Score:
 Blind = Callable[[list[Observation]], list[Observation]]  # takes away what a control experiment forbids to see
 
 
-def rollout(policy: Policy, task: Task, episodes: int, seed: int, blind: Blind | None = None) -> Score:
-    """`episodes` scenes drawn from `seed`, seed + 1, ...; actions are sampled from fixed noise."""
-    worlds = [World() for _ in range(min(episodes, 25))]
+def rollout(
+    policy: Policy, task: Task, episodes: int, seed: int, blind: Blind | None = None, mount: Mount | None = None
+) -> Score:
+    """`episodes` scenes drawn from `seed`, seed + 1, ...; actions are sampled from fixed noise. `mount`: of an arm
+    that was put together in another way."""
+    worlds = [World(mount=mount) for _ in range(min(episodes, 25))]
     noise = np.random.default_rng(seed)
     successes = 0
     for first in range(0, episodes, len(worlds)):
