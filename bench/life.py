@@ -126,7 +126,7 @@ def failover() -> None:
 
 
 class Noting(Slot):
-    """Keeps how long each batch took, and how much of it the thread waited for a processor, ms."""
+    """Keeps how long each batch took, and how much of it it waited for a processor, ms."""
 
     times: list[tuple[float, float]]
 
@@ -179,7 +179,7 @@ def restart() -> None:
 
 def watch() -> None:
     queue = RunQueue()
-    print(f"the kernel's run queue: {1e6 * fastest(queue.waited_ms):.1f} us per reading, two for a batch")
+    print(f"run queue of one thread: {1e6 * fastest(queue.look):.0f} us, twice for a batch of more than 2 ms")
     for size, horizon, joints in ((1, 16, 7), (4, 16, 7), (4, 50, 14)):
         spec = RobotSpec(tuple(Joint(f"j{n}", "deg", -100.0, 100.0) for n in range(joints)), (), 10.0)
         one = Watch("v", spec, Guard(), Record(100, {}, {size: Pace(10, 20)}))

@@ -27,6 +27,7 @@ EPOCHS = 4  # sessions whose last chunks are kept, as a multiple of those that m
 logger = logging.getLogger(__name__)
 
 IDLE_S = 0.5  # the longest this thread shows no progress when there is nothing to do
+QUICK_S = 0.002  # batches that take no longer are not worth asking the kernel what the machine did meanwhile
 RAISED = 10  # batches in a row in which the policy raised, whatever it was asked: the engine counts as crashed
 
 
@@ -71,7 +72,7 @@ class Slot(Protocol):
 
     def report_batch(self, version: str, actions: np.ndarray, ms: float, waited_ms: float) -> None:
         """This version answered a batch with these (n, horizon, joints) actions, all finite. It took so long, of
-        which the thread waited for a processor so long."""
+        which it waited for a processor so long."""
 
     def report_fault(self, version: str) -> None: ...  # this version failed to compute a batch
 
@@ -103,6 +104,7 @@ class Inference:
         self._raised = 0  # batches in a row
         self._served = ""  # the live version last seen
         self._ended = 0.0  # when this thread last finished a batch
+        self._lasted = 0.0  # how long that took, s
         self._held_back = 0.0  # of the time since, what the scheduler waited for a fuller batch, s
 
     # What fronts and the socket thread call.
@@ -247,11 +249,12 @@ class Inference:
         return policies
 
     def _compute(self, batch: list[Ticket], policy: Policy, turn: int, run_queue: RunQueue) -> None:
-        started, waited = now(), run_queue.waited_ms()
+        looked = run_queue.look() if self._lasted > QUICK_S else None
+        started = now()
         self._note_swap(started, min(ticket.arrived for ticket in batch))
         guides = self._guides(batch, policy)
         computed = _compute(policy, [ticket.request.observation for ticket in batch], guides)
-        ended, waited = now(), run_queue.waited_ms() - waited
+        ended = now()
         if self._turn != turn:
             return
         self._meter.count("batches")
@@ -272,8 +275,9 @@ class Inference:
             self._answer(ticket, outcome)
         good = [actions for actions in computed if isinstance(actions, np.ndarray)]
         if good:
-            self._slot.report_batch(policy.version, np.stack(good), 1000 * (ended - started), waited)
-        self._ended, self._held_back = ended, 0.0
+            waited_ms = 0.0 if looked is None else run_queue.waited_ms(looked)
+            self._slot.report_batch(policy.version, np.stack(good), 1000 * (ended - started), waited_ms)
+        self._ended, self._lasted, self._held_back = ended, ended - started, 0.0
         self._computing = False
         self._note_failure(computed[0])
 

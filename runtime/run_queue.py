@@ -1,26 +1,47 @@
-"""How long a thread has waited for a processor: what it lost to others on a busy machine."""
+"""How long this process's threads waited for a processor: what a computation lost to others on a busy machine."""
 
 from __future__ import annotations
 
 import os
-import threading
+from collections.abc import Mapping
+
+TASKS = "/proc/self/task"
 
 
 class RunQueue:
-    """Of the thread that makes it; Linux counts it. Says 0 where the kernel does not. Threads that a library starts
-    for its own computations are not in it."""
+    """Linux counts it for each thread. Of a computation that several threads share, what the one that waited longest
+    waited is the least that it lost. A kernel that does not count says 0. For one thread at a time."""
 
     def __init__(self) -> None:
-        try:
-            self._file: int | None = os.open(f"/proc/self/task/{threading.get_native_id()}/schedstat", os.O_RDONLY)
-        except OSError:  # a kernel without it
-            self._file = None
+        self._files: dict[str, int] = {}  # by thread id
+        self._threads = 0  # as the kernel counted them when the files were opened
 
-    def waited_ms(self) -> float:
-        """Since the thread began."""
-        return 0.0 if self._file is None else int(os.pread(self._file, 96, 0).split()[1]) / 1e6
+    def look(self) -> dict[str, int]:
+        """Nanoseconds that each thread has waited so far."""
+        if (threads := os.stat(TASKS).st_nlink) != self._threads:
+            self._open()
+            self._threads = threads
+        waited = {}
+        for thread, file in self._files.items():
+            try:
+                waited[thread] = int(os.pread(file, 96, 0).split()[1])
+            except ProcessLookupError:  # it has ended meanwhile
+                self._threads = 0
+        return waited
+
+    def waited_ms(self, since: Mapping[str, int]) -> float:
+        """The longest that one thread has waited since `look` gave this."""
+        return max((ns - since[thread] for thread, ns in self.look().items() if thread in since), default=0) / 1e6
 
     def close(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        for file in self._files.values():
+            os.close(file)
+        self._files = {}
+
+    def _open(self) -> None:
+        self.close()
+        for thread in os.listdir(TASKS):
+            try:
+                self._files[thread] = os.open(f"{TASKS}/{thread}/schedstat", os.O_RDONLY)
+            except OSError:  # it has ended meanwhile, or the kernel does not count
+                continue

@@ -90,8 +90,8 @@ class Slot:
             self._give_up(version, Trip("faults", f"gave {self._faults} faulty answers"))
 
     def report_batch(self, version: str, actions: np.ndarray, ms: float, waited_ms: float = 0.0) -> None:
-        """`version` answered a batch with these (n, horizon, joints) finite actions in so long, of which the thread
-        waited for a processor so long: that is not the version's. When the guard trips (see watch.py), the previous
+        """`version` answered a batch with these (n, horizon, joints) finite actions in so long, of which it waited
+        for a processor so long: that is not the version's. When the guard trips (see watch.py), the previous
         version is made live again, as for faults.
 
         Candidates are compared with how fast live is on this machine now, with its robots asking: what it took when

@@ -1,0 +1,64 @@
+"""What other processes cost is told apart from what a computation costs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+from hotpolicy.runtime.run_queue import RunQueue
+
+CPU = min(os.sched_getaffinity(0))
+BURN = "while True: pass"
+
+
+def worked(seconds: float) -> None:
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+def test_a_thread_that_shares_a_processor_has_waited_for_it() -> None:
+    """Two others on one processor: of what it takes, this thread waits for most, whichever thread it is."""
+    queue = RunQueue()
+    took, waited = [0.0], [0.0]
+
+    def compute() -> None:
+        os.sched_setaffinity(0, {CPU})  # this thread's own
+        others = [subprocess.Popen([sys.executable, "-c", BURN]) for _ in range(2)]
+        try:
+            time.sleep(0.3)
+            looked, began = queue.look(), time.monotonic()
+            worked(0.1)
+            took[0] = time.monotonic() - began
+            waited[0] = queue.waited_ms(looked) / 1000
+        finally:
+            for other in others:
+                other.kill()
+                other.wait()
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    thread.join(60)
+    queue.close()
+    assert took[0] > 0.15
+    assert took[0] - waited[0] < 0.6 * took[0]
+    assert waited[0] <= took[0] + 0.05
+
+
+def test_threads_come_and_go() -> None:
+    queue = RunQueue()
+    before = queue.look()
+    leave = threading.Event()
+    thread = threading.Thread(target=leave.wait)
+    thread.start()
+    during = queue.look()
+    assert len(during) == len(before) + 1
+    leave.set()
+    thread.join()
+    assert set(queue.look()) <= set(during)
+    assert queue.waited_ms(during) >= 0
+    assert set(queue.look()) == set(before)
+    queue.close()
