@@ -110,7 +110,7 @@ def size(data: Buffer) -> tuple[int, int]:
     at, found = 2, None
     while at + 4 <= len(data):
         mark, kind, length = data[at], data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        if mark != 0xFF or length < 2:
+        if mark != 0xFF or length < 2 or at + 2 + length > len(data):
             break
         if kind == _SCAN:
             end = _INSIDE_SCAN.search(data, at + 2 + length)

@@ -162,6 +162,12 @@ def test_garbage_is_refused(data: bytes) -> None:
             pictures.decode(Encoded("jpeg", (HEIGHT, WIDTH, 3), found), HEIGHT * WIDTH)
 
 
+def test_a_picture_that_ends_anywhere_is_refused() -> None:
+    for end in range(len(GOOD)):
+        with pytest.raises(BadRequest):
+            pictures.decode(Encoded("jpeg", (HEIGHT, WIDTH, 3), GOOD[:end]), HEIGHT * WIDTH)
+
+
 @pytest.mark.parametrize("jpeg", [0, 101, 9.5, True, {"front": 0}, {"front": "high"}])
 def test_a_quality_that_is_none(jpeg: object) -> None:
     with pytest.raises(ConfigError, match=r"jpeg.*: expected a quality from 1 to 100"):
