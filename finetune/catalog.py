@@ -38,6 +38,7 @@ class EpisodeInfo:
     clips: Mapping[str, Clip]  # camera -> clip; only cameras stored as video
     success: bool | None  # None: not recorded
     interventions: int  # frames in which a person had taken over
+    place: Mapping[str, int]  # chunk_index and file_index of `file`
 
     @property
     def files(self) -> list[str]:
@@ -137,6 +138,7 @@ def _episode_info(row: Mapping[str, Any], info: Info, videos: Mapping[str, str],
         clips=clips,
         success=judgement,
         interventions=round(human[0] * row["length"]) if human else 0,
+        place={part: row[f"data/{part}"] for part in ("chunk_index", "file_index")},
     )
 
 

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from pathlib import Path
 
 from hotpolicy.runtime import durable
+
+RESERVE = 64_000_000  # bytes of a disk that frames never take: what sealing needs, and the rest of the robot
+
+
+def require_room(folder: Path, size: int = 0) -> None:
+    """Raises OSError (no space left) when `size` bytes more would leave less than `RESERVE` free on that disk."""
+    if shutil.disk_usage(folder).free < RESERVE + size:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: under {RESERVE / 1e6:.0f} MB are free", str(folder))
 
 
 def put(path: Path, content: bytes) -> None:

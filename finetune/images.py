@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -107,9 +108,16 @@ class VideoWriter:
         self._container.close()
 
     def abandon(self) -> None:
-        """Let go of an unfinished file."""
-        self._container.close()
+        """Let go of an unfinished file; harmless after `close`."""
+        with contextlib.suppress(av.FFmpegError, OSError):  # a full disk: nothing of it is wanted anyway
+            self._container.close()
         self.path.unlink(missing_ok=True)
+
+
+def count_frames(path: Path) -> int:
+    """Frames that an mp4's own index counts. Raises FFmpegError when it is torn."""
+    with av.open(str(path)) as container:
+        return container.streams.video[0].frames
 
 
 def read_video(path: Path, start: float, times: Sequence[float]) -> np.ndarray:

@@ -30,6 +30,7 @@ REQUESTED = "requested_action"  # not "action.requested": LeRobot takes every "a
 INTERVENTION, SUCCESS, POLICY = "intervention", "next.success", "policy_version"
 NO_POLICY = -1  # in the column policy_version: a person or a script acted; else an index into hotpolicy.json's names
 JUDGEMENT = "hotpolicy/success"  # in meta/episodes: true, false, or null when nobody judged
+RECORD = b"hotpolicy"  # key of an episode's record in the metadata of its parquet schema
 COUNTERS = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # LeRobot's own columns
 
 SMALL = 128 * 128  # pixels up to which "auto" keeps frames as PNG: lossless, and quicker than a video of that size
@@ -182,6 +183,20 @@ def tasks_file(tasks: Sequence[str]) -> bytes:
         "pandas_version": "2.3.3",
     }
     return parquet(table.replace_schema_metadata({b"pandas": json.dumps(pandas).encode()}))
+
+
+def with_record(table: pa.Table, record: Mapping[str, Any]) -> pa.Table:
+    """The table with what is to be known of its episode besides the columns, which must be LeRobot's: in the metadata
+    of its schema, which other readers pass over."""
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), RECORD: json.dumps(record).encode()})
+
+
+def load_record(path: Path) -> dict[str, Any]:
+    """What `with_record` put into a file; {} in files of others. Raises DatasetError when the file is torn."""
+    try:
+        return dict(json.loads((pq.read_schema(path).metadata or {}).get(RECORD, b"{}")))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DatasetError(f"{path}: expected a whole parquet file ({str(error).splitlines()[0]})") from error
 
 
 def parquet(table: pa.Table) -> bytes:

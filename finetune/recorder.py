@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from hotpolicy.finetune import layout, stats
 from hotpolicy.finetune.dataset import Dataset
-from hotpolicy.finetune.disk import make_folder, move, put
+from hotpolicy.finetune.disk import make_folder, move, put, require_room
 from hotpolicy.finetune.episodes import Episode, check_step
 from hotpolicy.finetune.images import Codec, codec_named
 from hotpolicy.finetune.layout import Info, Storage
@@ -43,6 +43,7 @@ class _Sealed:
     versions: tuple[str, ...]  # policy versions by the numbers in the column policy_version
     sums: Mapping[str, str]  # file -> sha256
     stats: Mapping[str, stats.Stats]
+    place: Mapping[str, int]  # chunk_index and file_index of the next episode's files
 
 
 class Recorder:
@@ -58,6 +59,7 @@ class Recorder:
         self._codec = codec
         self._lock = lock
         self._taking: Take | None = None
+        self._fault: Exception | None = None  # why the episode in progress is lost
         self._sealed = self._load()
 
     @classmethod
@@ -106,29 +108,47 @@ class Recorder:
         return recorder
 
     def begin(self, task: str) -> None:
-        """Start an episode. Raises BadRequest for an empty task or while another is being taken."""
+        """Start an episode. Raises BadRequest for an empty task or while another is being taken, DatasetError when the
+        disk is full."""
         if not task.strip():
             raise BadRequest("task: expected an instruction, got an empty one")
         if self._taking:
             raise BadRequest("episode: expected save or discard of the one in progress first")
-        self._taking = Take(task, self.root / WORK, self._sealed.info, self._codec)
+        try:
+            require_room(self.root)
+            self._taking = Take(task, self.root / WORK, self._sealed.info, self._codec)
+        except (OSError, av.FFmpegError) as error:
+            raise DatasetError(f"{self.root}: episode {len(self)} cannot be begun ({error})") from error
 
     def step(self, step: Step) -> None:
-        """Take one frame. Raises BadRequest when it does not fit the robot or the task (the episode may go on without
-        it), DatasetError when the disk refuses."""
+        """Take one frame; its images are the recorder's to keep. Never waits for an encoder: what they are behind with
+        waits on disk.
+
+        Raises BadRequest when it does not fit the robot or the task (the episode may go on without it). A disk that
+        refuses costs the episode, not the robot's loop: it is logged at once, and raised by `save`.
+        """
         take = self._in_progress()
         check_step(step, self.spec)
         if step.observation.task != take.task:
             raise BadRequest(f"task: expected {take.task!r} throughout the episode, got {step.observation.task!r}")
+        if self._fault is not None:
+            return
         try:
             take.add(step)
         except (OSError, av.FFmpegError) as error:
-            raise DatasetError(f"{self.root}: a frame of episode {len(self)} could not be kept ({error})") from error
+            self._fault = error
+            log.error("%s: episode %d is lost: frame %d could not be kept (%s)", self.root, len(self), len(take), error)
 
     def save(self, success: bool | None = None) -> int:
         """Seal the episode and return its number. Raises BadRequest when it has no frames, DatasetError when the disk
         refuses: then that episode is lost, the sealed ones are not, and recording may go on."""
         take = self._in_progress()
+        if self._fault is not None:
+            fault, kept = self._fault, len(take)
+            self.discard()
+            raise DatasetError(
+                f"{self.root}: a frame of episode {len(self)} could not be kept, after {kept} that were ({fault})"
+            ) from fault
         if not len(take):
             self.discard()
             raise BadRequest("episode: expected at least one frame to save, got none")
@@ -141,7 +161,7 @@ class Recorder:
 
     def discard(self) -> None:
         """Forget the episode in progress, if there is one."""
-        take, self._taking = self._taking, None
+        take, self._taking, self._fault = self._taking, None, None
         if take:
             take.abandon()
 
@@ -181,8 +201,9 @@ class Recorder:
     def _load(self) -> _Sealed:
         """Take up the sealed state, and clear away what a crash left beyond it."""
         dataset = Dataset.open(self.root)
-        sealed = _Sealed(dataset.info, dataset.tasks, dataset.versions, dataset.sums, dataset.stats())
-        leftovers = _unsealed(self.root, sealed.info)
+        place = _next_place(dataset.info, *(episode.place for episode in dataset.episodes))
+        sealed = _Sealed(dataset.info, dataset.tasks, dataset.versions, dataset.sums, dataset.stats(), place)
+        leftovers = unsealed(self.root, sealed.info, place)
         if any(WORK not in path.parts for path in leftovers):
             self._put_summaries(sealed)  # they may run ahead of info.json
         for path in leftovers:
@@ -196,8 +217,8 @@ class Recorder:
     def _seal(self, take: Take, success: bool | None) -> int:
         before = self._sealed
         number = before.info.total_episodes
-        chunk, file = divmod(number, before.info.chunks_size)
-        place = {"chunk_index": chunk, "file_index": file}
+        place = before.place
+        videos = take.finish()
         tasks = before.tasks if take.task in before.tasks else (*before.tasks, take.task)
         new_versions = {version for version in take.versions if version} - set(before.versions)
         versions = (*before.versions, *sorted(new_versions))
@@ -205,8 +226,8 @@ class Recorder:
         episode_stats = take.stats(columns)
 
         data = self.root / WORK / "data.parquet"
-        data.write_bytes(layout.parquet(take.rows(columns)))
-        videos = take.finish()
+        record = self._record(take, versions, success)
+        data.write_bytes(layout.parquet(layout.with_record(take.rows(columns), record)))
         moves = {layout.DATA.format(**place): data}
         moves |= {layout.VIDEO.format(video_key=column, **place): path for column, path in videos.items()}
         sums = {**before.sums, **{name: file_sha256(path) for name, path in moves.items()}}
@@ -221,11 +242,23 @@ class Recorder:
             total_frames=before.info.total_frames + len(take),
             total_tasks=len(tasks),
         )
-        after = _Sealed(info, tasks, versions, sums, stats.merge_columns([before.stats, episode_stats]))
+        after = _Sealed(
+            info, tasks, versions, sums, stats.merge_columns([before.stats, episode_stats]), _next_place(info, place)
+        )
         self._put_summaries(after)
         put(self.root / layout.INFO, layout.json_file(info.to_dict()))  # from here on it is sealed
         self._sealed = after
         return number
+
+    def _record(self, take: Take, versions: tuple[str, ...], success: bool | None) -> dict[str, Any]:
+        """What each episode's file says of itself, so that all of `meta` can be made again from the files."""
+        return {
+            "task": take.task,
+            "success": success,
+            "versions": {version: versions.index(version) for version in sorted(set(filter(None, take.versions)))},
+            "spilled": take.spilled,
+            "spec": self.spec.to_dict(),
+        }
 
     def _put_summaries(self, sealed: _Sealed) -> None:
         put(self.root / layout.TASKS, layout.tasks_file(sealed.tasks))
@@ -261,17 +294,21 @@ def _shape(feature: Mapping[str, Any] | None, storage: Storage) -> tuple[Any, ..
     return dtype, list(feature["shape"]), feature.get("names")
 
 
-def _unsealed(root: Path, info: Info) -> list[Path]:
+def _next_place(info: Info, *used: Mapping[str, int]) -> dict[str, int]:
+    """Where the files of the next episode go: behind all that are in use. Each episode has files of its own."""
+    files = [place["chunk_index"] * info.chunks_size + place["file_index"] + 1 for place in used]
+    chunk, file = divmod(max([info.total_episodes, *files]), info.chunks_size)
+    return {"chunk_index": chunk, "file_index": file}
+
+
+def unsealed(root: Path, info: Info, place: Mapping[str, int]) -> list[Path]:
     """What a crash may have left of the one episode after the sealed ones. Nothing else is ever touched."""
-    place = {
-        "chunk_index": info.total_episodes // info.chunks_size,
-        "file_index": info.total_episodes % info.chunks_size,
-    }
     names = [layout.DATA.format(**place), layout.EPISODES.format(**place)]
     names += [layout.VIDEO.format(video_key=column, **place) for column in info.features]
     found = [root / name for name in names if (root / name).exists()]
     found += sorted((root / "meta").glob("**/.*.tmp"))
-    return found + sorted(path for path in (root / WORK).iterdir() if path.name != "lock")
+    work = root / WORK
+    return found + sorted(path for path in (work.iterdir() if work.is_dir() else ()) if path.name != "lock")
 
 
 def _episode_row(

@@ -1,7 +1,9 @@
-"""The episode being recorded: numbers in memory, camera frames compressed as they come."""
+"""The episode being recorded: numbers in memory, camera frames compressed as they come, each camera in its lane."""
 
 from __future__ import annotations
 
+import errno
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,17 @@ import numpy as np
 import pyarrow as pa
 
 from hotpolicy.finetune import layout
-from hotpolicy.finetune.images import Codec, VideoWriter, to_png
+from hotpolicy.finetune.disk import require_room
+from hotpolicy.finetune.images import Codec, VideoWriter, count_frames
+from hotpolicy.finetune.lane import Lane, Pngs
 from hotpolicy.finetune.layout import Info
-from hotpolicy.finetune.stats import ImageStats, Stats, of_numbers
+from hotpolicy.finetune.spill import Spill
+from hotpolicy.finetune.stats import Stats, of_numbers
 from hotpolicy.runtime.messages import Step
+
+log = logging.getLogger(__name__)
+
+ROOM = 64e6  # bytes of frames, of all cameras together, that wait in memory for their encoders
 
 
 class Take:
@@ -25,37 +34,47 @@ class Take:
         self._info = info
         self._vectors: dict[str, list[np.ndarray]] = {layout.STATE: [], layout.ACTION: [], layout.REQUESTED: []}
         self._interventions: list[bool] = []
-        self._pngs: dict[str, list[bytes]] = {}  # column -> PNG of every frame
+        self._folder = folder
+        self._pngs: dict[str, Pngs] = {}
         self._videos: dict[str, VideoWriter] = {}
-        self._levels: dict[str, ImageStats] = {}
-        for column, feature in info.features.items():
-            if not column.startswith(layout.IMAGES):
-                continue
-            self._levels[column] = ImageStats()
+        self._lanes: dict[str, Lane] = {}
+        cameras = {name: feature for name, feature in info.features.items() if name.startswith(layout.IMAGES)}
+        for column, feature in cameras.items():
+            height, width, _ = feature["shape"]
+            sink: Pngs | VideoWriter
             if feature["dtype"] == "image":
-                self._pngs[column] = []
+                sink = self._pngs[column] = Pngs()
             else:
-                height, width, _ = feature["shape"]
-                self._videos[column] = VideoWriter(folder / f"{column}.mp4", height, width, info.fps, codec)
+                path = folder / f"{column}.mp4"
+                sink = self._videos[column] = VideoWriter(path, height, width, info.fps, codec)
+            spill = Spill(folder / f"{column}.spill", (height, width, 3))
+            self._lanes[column] = Lane(column, sink, spill, ROOM / len(cameras))
 
     def __len__(self) -> int:
         return len(self.versions)
 
     def add(self, step: Step) -> None:
-        """Take one frame, already checked."""
-        for column, levels in self._levels.items():
-            image = step.observation.images[column.removeprefix(layout.IMAGES)]
-            levels.add(image)
-            if column in self._videos:
-                self._videos[column].add(image)
-            else:
-                self._pngs[column].append(to_png(image))
+        """Take one frame, already checked; its images are the take's to keep. Raises OSError or FFmpegError when the
+        disk is full or refuses."""
+        require_room(self._folder)
+        behind = [
+            column.removeprefix(layout.IMAGES)
+            for column, lane in self._lanes.items()
+            if lane.add(step.observation.images[column.removeprefix(layout.IMAGES)]) and lane.spilled == 1
+        ]
+        if behind:
+            log.warning("frame %d: encoding is behind, frames of %s wait on disk", len(self), ", ".join(behind))
         # copies, because a driver may write its next reading into the same array
         self._vectors[layout.STATE].append(step.observation.state.copy())
         self._vectors[layout.ACTION].append(step.action.copy())
         self._vectors[layout.REQUESTED].append(step.requested.copy())
         self._interventions.append(step.intervention)
         self.versions.append(step.version)
+
+    @property
+    def spilled(self) -> int:
+        """Camera frames that had to wait on disk."""
+        return sum(lane.spilled for lane in self._lanes.values())
 
     def columns(self, task_index: int, versions: Sequence[str], success: bool | None) -> dict[str, np.ndarray]:
         """The columns of numbers: (frames,) or (frames, joints) each."""
@@ -75,28 +94,35 @@ class Take:
         }
 
     def rows(self, columns: Mapping[str, np.ndarray]) -> pa.Table:
-        """The episode's parquet rows, columns in the order of the features."""
+        """The episode's parquet rows, columns in the order of the features; after `finish`."""
         arrays: dict[str, Any] = {column: _arrow(values) for column, values in columns.items()}
         picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # as LeRobot embeds an image
         for column, pngs in self._pngs.items():
-            named = [{"bytes": png, "path": f"frame-{i:06d}.png"} for i, png in enumerate(pngs)]
+            named = [{"bytes": png, "path": f"frame-{i:06d}.png"} for i, png in enumerate(pngs.contents)]
             arrays[column] = pa.array(named, picture)
         return pa.table({column: arrays[column] for column in self._info.features if column in arrays})
 
     def stats(self, columns: Mapping[str, np.ndarray]) -> dict[str, Stats]:
+        """Statistics of every column; after `finish`."""
         numbers = {column: of_numbers(values) for column, values in columns.items()}
-        return numbers | {column: levels.stats() for column, levels in self._levels.items()}
+        return numbers | {column: lane.levels.stats() for column, lane in self._lanes.items()}
 
     def finish(self) -> dict[str, Path]:
-        """Close the videos; column -> finished mp4."""
+        """Wait for the encoders and close the videos; column -> finished mp4. Raises OSError or FFmpegError when the
+        disk did not take all of it."""
+        if self.spilled:
+            log.info("%d camera frames had to wait on disk; compressing the last of them", self.spilled)
+        for lane in self._lanes.values():
+            lane.finish()
         for video in self._videos.values():
-            video.close()
+            if (found := count_frames(video.path)) != len(self):
+                raise OSError(errno.EIO, f"expected {len(self)} frames in the video, found {found}", str(video.path))
         return {column: video.path for column, video in self._videos.items()}
 
     def abandon(self) -> None:
         """Let go of everything; harmless after `finish`."""
-        for video in self._videos.values():
-            video.abandon()
+        for lane in self._lanes.values():
+            lane.abandon()
 
 
 def _arrow(values: np.ndarray) -> pa.Array:

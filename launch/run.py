@@ -12,7 +12,7 @@ import typer
 
 from hotpolicy.launch import console
 from hotpolicy.launch.options import ROBOT, AsJson, Episodes, Key, LongestS, Release, Robot, Seed, ServerKey, Task
-from hotpolicy.runtime.errors import BusLost, ConfigError
+from hotpolicy.runtime.errors import BusLost, ConfigError, DatasetError
 
 if TYPE_CHECKING:
     from hotpolicy.launch.rig import Rig
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hotpolicy.runtime.messages import Boundary, RobotSpec
 
 BLEND = 3  # ticks over which a chunk that is not guided takes over from the one before it
+GIVE_UP = 3  # episodes in a row that a disk refuses
 STEPPED_DEADLINE_S = 10.0  # time stands still meanwhile
 COLUMNS = ("episode", "success", "end", "ticks", "held", "late", "seconds", "versions")
 
@@ -108,14 +109,20 @@ def drive(
     reports: list[EpisodeReport] = []
     with feeding(rig, record, viewer) as feeds:
         rig.arm.torque(True)
-        kept = 0
+        kept = lost_in_a_row = 0
         while kept < episodes:
             rig.set_scene(task, seed + len(reports))
             try:
                 report = rig.episode(task, source, feeds, longest_s, linger)
+            except DatasetError as error:  # the disk refused it: the robot goes on, unless it stays so
+                if (lost_in_a_row := lost_in_a_row + 1) == GIVE_UP:
+                    raise
+                console.complain(f"{error}; trying again")
+                continue
             except BusLost as lost:  # unplugged: that episode is discarded, and begun again once the arm is back
                 rig.recover(lost)
                 continue
+            lost_in_a_row = 0
             reports.append(report)
             kept += report.kept
             if report.end == "stop":

@@ -30,6 +30,7 @@ class Subscriber(Protocol):
 
 
 VIEWER_S = 1.0  # time for a viewer to end
+FLUSH_S = 600.0  # time for a recorder to catch up with what it has on disk
 
 
 class Feed:
@@ -86,7 +87,7 @@ class Feed:
                 self._failure = None
             self._add(self.subscriber.discard, 0)
 
-    def flush(self, timeout_s: float = 60.0) -> None:
+    def flush(self, timeout_s: float = FLUSH_S) -> None:
         """Return when everything handed over so far is done. Raises the subscriber's error, or RobotError after
         `timeout_s`."""
         deadline = Deadline.after(timeout_s)
@@ -95,7 +96,7 @@ class Feed:
                 raise RobotError(f"{type(self.subscriber).__name__}: not done after {timeout_s:g} s")
             self._raise_failure()
 
-    def close(self, timeout_s: float = 60.0) -> None:
+    def close(self, timeout_s: float = FLUSH_S) -> None:
         """Do what is left, then end the thread; a viewer that hangs is not waited for. The subscriber stays
         open: it belongs to whoever made it."""
         with self._changed:
