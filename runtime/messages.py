@@ -85,7 +85,7 @@ class Rtc:
     delay: int  # actions expected to be executed from there before the answer is in use: kept as they are
     execution_horizon: int  # actions from there over which the hold on the new chunk ends
     schedule: Schedule = "exp"  # how it falls after `delay`
-    max_weight: float = 5.0  # the strongest pull, in velocities per normalised unit: the paper's; LeRobot has 10
+    max_weight: float = 2.0  # the strongest pull, in velocities per normalised unit; the paper has 5, LeRobot 10
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ def test_it_carries_on_from_what_is_left_and_the_last_action_is_repeated(epochs:
     assert guide.weight.tolist()[:2] == [1, 1]
     assert 1 > guide.weight[2] > guide.weight[3] > 0
     assert not guide.weight[4:].any()
-    assert guide.limit == 5.0
+    assert guide.limit == 2.0
 
 
 def test_nothing_is_held_to_more_than_was_promised(epochs: Epochs) -> None:
