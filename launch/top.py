@@ -16,7 +16,7 @@ from rich.text import Text
 
 from hotpolicy.launch.keys import client_keys
 from hotpolicy.launch.options import ENDPOINT, Key, ServerKey
-from hotpolicy.runtime.errors import ServerLost
+from hotpolicy.runtime.errors import LockedOut, ServerLost
 
 if TYPE_CHECKING:
     from hotpolicy.runtime.keys import ClientKeys
@@ -83,7 +83,9 @@ def watch(endpoint: str, interval_s: float, keys: ClientKeys | None = None) -> G
         while True:
             try:
                 stats = client.stats()
-            except ServerLost:
+            except ServerLost as error:
+                if isinstance(error, LockedOut) and seen is None:
+                    raise  # waiting does not help
                 seen = lost(endpoint, seen, time.monotonic() - heard)
             else:
                 now = time.monotonic()

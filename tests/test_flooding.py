@@ -17,7 +17,7 @@ import zmq
 from flood import WAYS, endless
 from serving import LevelPolicy, TinyControl, TinySlot, observation
 
-from hotpolicy.runtime import crowd
+from hotpolicy.runtime import crowd, envelope, wire
 from hotpolicy.runtime.client import ControlClient, PolicyClient
 from hotpolicy.runtime.config import ServeConfig
 from hotpolicy.runtime.errors import ServerLost
@@ -93,6 +93,27 @@ def test_a_flood_costs_a_robot_at_most_one_inference(endpoint: str, way: str) ->
         assert pinged < STALL_S
         assert (stats["resident_bytes"] - before) / 1e6 < MOST_MB
         assert latencies(robot, 2)
+
+
+def test_an_operator_who_floods_keeps_no_other_out() -> None:
+    slot = TinySlot(LevelPolicy())
+    config = ServeConfig(endpoint="tcp://127.0.0.1:0", drain_s=0.1)
+    with (
+        PolicyServer(config, slot, TinyControl(slot, delay_s=0.05)) as server,
+        ControlClient(server.control_endpoint, timeout_s=5) as operator,
+        zmq.Context() as context,
+        context.socket(zmq.DEALER) as flood,
+    ):
+        flood.linger = 0
+        flood.rcvtimeo = 5000
+        flood.connect(server.control_endpoint)
+        for id in range(200):
+            flood.send_multipart(wire.encode(envelope.message("status", id)))
+        refused = wire.decode(flood.recv_multipart())
+        assert (refused["code"], refused["text"]) == ("busy", "control: 4 commands of this client are waiting already")
+        began = time.monotonic()
+        assert operator.status()["live"] == "v1"
+        assert time.monotonic() - began < 0.05 * 6 + STALL_S
 
 
 def test_a_message_of_large_frames_without_end_is_ended(endpoint: str) -> None:

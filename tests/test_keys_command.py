@@ -52,6 +52,11 @@ def test_from_new_keys_to_a_command(capsys: Capsys, monkeypatch: Monkey, tmp_pat
         assert call(capsys, monkeypatch, "status", "--control", server.control_endpoint)[0] == 0
         code, out, _ = call(capsys, monkeypatch, "top", server.endpoint, "--once", "--json", "--interval-s", "0.2")
         assert json.loads(out)["state"] == "ready"
+        monkeypatch.delenv("HOTPOLICY_KEY")
+        monkeypatch.delenv("HOTPOLICY_SERVER_KEY")
+        code, _, err = call(capsys, monkeypatch, "top", server.endpoint, "--once")
+        assert code == 2
+        assert "asks for keys" in err
     assert call(capsys, monkeypatch, "keys", "revoke", "arm", "--server", site)[0] == 0
     assert "arm" not in call(capsys, monkeypatch, "keys", "list", "--server", site)[1]
 

@@ -34,7 +34,7 @@ from hotpolicy.runtime.errors import HotpolicyError
 
 CONTEXT = multiprocessing.get_context("spawn")
 FOUND = Path(__file__).parent / "found"
-WARM = 0.05  # share of the messages after which memory is looked at first: caches are full by then
+LOOKS = (0.1, 0.4, 0.7)  # shares of the messages after which the server's memory is looked at, and at the end
 SLOW_S = 1.0  # a decoder that takes longer over one message hangs
 
 
@@ -48,8 +48,7 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    before_mb: float
-    after_mb: float
+    resident_mb: tuple[float, ...]
     seconds: float
 
 
@@ -84,13 +83,14 @@ def _keep(front: str, frames: Sequence[bytes], why: str) -> None:
 def send(front: str, server: Served, messages: int, seed: int) -> Sent:
     mutator = Mutator(CORPUS[front](), seed)
     way = _to_websocket if front == "openpi" else _to_router
-    began, before = time.monotonic(), 0.0
+    began, resident = time.monotonic(), []
+    looks = [int(share * messages) for share in LOOKS]
     with way(server.endpoints[front]) as put:
         for number in range(messages):
             put(mutator.next())
-            if number == int(WARM * messages):
-                before = server.resident_mb()
-    return Sent(before, server.resident_mb(), time.monotonic() - began)
+            if number in looks:
+                resident.append(server.resident_mb())
+    return Sent((*resident, server.resident_mb()), time.monotonic() - began)
 
 
 @contextlib.contextmanager
@@ -160,7 +160,7 @@ def fuzz(front: str, decoded: int, sent: int, seed: int) -> tuple[str, bool]:
         *(f"{count:,}" for count in (inside.messages, inside.accepted, inside.broken)),
         f"{each:.0f}",
         *(f"{count:,}" for count in (handled, faults)),
-        f"{outside.before_mb:.1f} to {outside.after_mb:.1f}",
+        " ".join(f"{mb:.1f}" for mb in outside.resident_mb),
         f"{len(took):,} of which {failed} failed",
         f"{np.quantile(took, 0.5):.1f}",
         f"{np.quantile(took, 0.99):.0f}",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
+import threading
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -18,6 +20,7 @@ from hotpolicy.runtime.wire import COMMAND_CAPS, Buffer, Message
 logger = logging.getLogger(__name__)
 
 COMMANDS = 64  # that may wait
+OF_PEER = 4  # of them of one peer: an operator sends the next when he has the answer
 VERBS = ("stage", "swap", "promote", "rollback", "versions", "status", "history")
 
 
@@ -32,6 +35,8 @@ class Operators:
         self.router, self._desk, self._control = router, desk, control
         self._native = Native(router, COMMAND_CAPS, desk.meter, self._reply_to)
         self._commands: queue.Queue[tuple[bytes, Message] | None] = queue.Queue(COMMANDS)
+        self._lock = threading.Lock()
+        self._waiting: Counter[bytes] = Counter()  # commands, by peer
 
     def handle(self, peer: bytes, frames: Sequence[Buffer]) -> None:
         self._native.handle(peer, frames)
@@ -39,6 +44,8 @@ class Operators:
     def run(self) -> None:
         while (command := self._commands.get()) is not None:
             peer, message = command
+            with self._lock:
+                self._waiting -= Counter((peer,))  # a peer that has none is not kept
             self._native.send(peer, _deliverable(self._done(message)))
 
     def stop(self) -> None:
@@ -55,10 +62,14 @@ class Operators:
             return envelope.message("control", id, result={"state": "draining"})
         if kind not in VERBS:
             raise BadRequest(f"kind: expected one of ping, shutdown, {', '.join(VERBS)} on the control endpoint")
-        try:
-            self._commands.put_nowait((peer, message))
-        except queue.Full as error:
-            raise Busy(f"control: {COMMANDS} commands are waiting already") from error
+        with self._lock:
+            try:
+                if self._waiting[peer] >= OF_PEER:
+                    raise Busy(f"control: {OF_PEER} commands of this client are waiting already")
+                self._commands.put_nowait((peer, message))
+            except queue.Full as error:
+                raise Busy(f"control: {COMMANDS} commands are waiting already") from error
+            self._waiting[peer] += 1
         return None
 
     def _done(self, message: Message) -> Message:
