@@ -58,7 +58,7 @@ def decode(front: str, messages: int, seed: int) -> Decoded:
     began = time.monotonic()
     for _ in range(messages):
         frames = mutator.next()
-        started = time.monotonic()
+        started = time.thread_time()
         try:
             decoder(frames)
             accepted += 1
@@ -67,9 +67,9 @@ def decode(front: str, messages: int, seed: int) -> Decoded:
         except Exception as error:  # noqa: BLE001, what this looks for
             broken += 1
             _keep(front, frames, f"{type(error).__name__}: {error}")
-        if time.monotonic() - started > SLOW_S:
+        if time.thread_time() - started > SLOW_S:
             broken += 1
-            _keep(front, frames, f"took {time.monotonic() - started:.1f} s")
+            _keep(front, frames, f"took {time.thread_time() - started:.1f} s of CPU")
     return Decoded(messages, accepted, broken, time.monotonic() - began)
 
 
