@@ -25,11 +25,12 @@ from hotpolicy.runtime.seldom import Seldom
 
 logger = logging.getLogger(__name__)
 
-MOST = 256  # connections of one socket; one more is closed
+MOST = 256  # connections of one socket; for one more the oldest that has not introduced itself is closed, or itself
 LOOK_S = 0.2
 HELD = 2  # messages of the largest size: more than this is none
 LONGEST_S = 5.0  # that a message of more than LITTLE may be on its way
 LITTLE = 1 << 20  # bytes
+PLAIN, CURVE = 90, 500  # bytes of the least greeting and handshake, without keys and with: libzmq's own have a few more
 _RECEIVED = struct.Struct("=128xQ")  # in Linux's tcp_info: tcpi_bytes_received
 _numbers = itertools.count()
 
@@ -39,6 +40,7 @@ class _Connection:
     ended: int = 0  # bytes that had come when we last knew that a message was over
     received: int = 0  # and at the last look
     suspected: float = 0.0  # since when, monotonic s; 0: it is not
+    introduced: bool = False  # as much has come as an introduction has
 
 
 class Crowd:
@@ -46,6 +48,7 @@ class Crowd:
 
     def __init__(self, watched: zmq.Socket[bytes], message_bytes: int):
         """`message_bytes`: the most a message may have."""
+        self.introduction = PLAIN  # bytes
         self.heard: set[int] | None = None  # descriptors a message came over, while that is asked for
         self.hung_up = 0  # connections ended by us
         self._watched, self._most_bytes = watched, HELD * message_bytes
@@ -100,7 +103,16 @@ class Crowd:
             return
         self._connections[descriptor] = _Connection()
         if len(self._connections) > MOST:
-            self.hang_up(descriptor, f"{MOST} connections are there already")
+            stranger = next((one for one in self._connections if not self._is_introduced(one)), descriptor)
+            self.hang_up(stranger, f"{MOST} connections are there already")
+            del self._connections[stranger]  # a crowd is faster than what libzmq tells of it
+
+    def _is_introduced(self, descriptor: int) -> bool:
+        connection = self._connections[descriptor]
+        if not connection.introduced:
+            received = self._received(descriptor)
+            connection.introduced = received is None or received >= self.introduction
+        return connection.introduced
 
     def _look(self) -> None:
         """The router is asked of those over which much has come; what it says by the next look is judged then."""
@@ -111,7 +123,7 @@ class Crowd:
             self.heard = set()
 
     def _judge(self, descriptor: int, connection: _Connection, heard: set[int] | None) -> None:
-        before, connection.received = connection.received, self._received(descriptor)
+        before, connection.received = connection.received, self._received(descriptor) or 0
         unheard = connection.received - connection.ended
         if heard and descriptor in heard:
             connection.ended, connection.suspected = connection.received, 0.0
@@ -123,13 +135,14 @@ class Crowd:
             self.hang_up(descriptor, f"{unheard} bytes of it are no message")
             connection.ended, connection.suspected = connection.received, 0.0
 
-    def _received(self, descriptor: int) -> int:
+    def _received(self, descriptor: int) -> int | None:
+        """Bytes that have come over it; None: the kernel does not count them, or it is over."""
         with _borrowed(descriptor, self._endpoint) as connection:
             if connection and connection.family != socket.AF_UNIX:
                 info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED.size)
                 if len(info) == _RECEIVED.size:
                     return int(_RECEIVED.unpack(info)[0])
-        return 0
+        return None
 
 
 class _borrowed(contextlib.AbstractContextManager["socket.socket | None"]):

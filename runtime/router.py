@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from hotpolicy.runtime import endpoint as endpoints
 from hotpolicy.runtime.bell import Bell
-from hotpolicy.runtime.crowd import Crowd
+from hotpolicy.runtime.crowd import CURVE, Crowd
 from hotpolicy.runtime.doorman import Door, Doorman, Guests
 from hotpolicy.runtime.seldom import Seldom
 from hotpolicy.runtime.wire import Buffer, Caps
@@ -75,6 +75,7 @@ class Router:
         """Returns the endpoint with its port. Raises ConfigError naming the field when it is taken."""
         if self._doorman and not endpoint.startswith("ipc://"):  # a path is guarded by its permissions
             self._doorman.lock(self._socket, self._door)
+            self._crowd.introduction = CURVE
             self._guests = self._doorman.guests
         self._socket.set(zmq.IPV6, int("[" in endpoint))
         self._file_lock = endpoints.bind(self._socket, field, endpoint)

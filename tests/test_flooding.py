@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import statistics
 import subprocess
 import sys
@@ -17,10 +18,11 @@ import zmq
 from flood import WAYS, endless
 from serving import LevelPolicy, TinyControl, TinySlot, observation
 
-from hotpolicy.runtime import crowd, envelope, wire
+from hotpolicy.runtime import crowd, envelope, keys, wire
 from hotpolicy.runtime.client import ControlClient, PolicyClient
 from hotpolicy.runtime.config import ServeConfig
 from hotpolicy.runtime.errors import ServerLost
+from hotpolicy.runtime.keys import ClientKeys
 from hotpolicy.runtime.messages import Observation
 from hotpolicy.runtime.server import PolicyServer
 
@@ -93,6 +95,30 @@ def test_a_flood_costs_a_robot_at_most_one_inference(endpoint: str, way: str) ->
         assert pinged < STALL_S
         assert (stats["resident_bytes"] - before) / 1e6 < MOST_MB
         assert latencies(robot, 2)
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_half_open_connections_keep_nobody_out(locked: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(crowd, "MOST", 6)
+    known = None
+    if locked:
+        public, secret = keys.save(keys.new_pair("arm"), tmp_path)
+        keys.save(keys.new_pair("server"), tmp_path)
+        keys.allow(tmp_path, public, "robot")
+        known = ClientKeys.load(secret, tmp_path / "server.key")
+    slot = TinySlot(LevelPolicy())
+    config = ServeConfig(endpoint="tcp://127.0.0.1:0", drain_s=0.1, keys=str(tmp_path) if locked else "")
+    with PolicyServer(config, slot, TinyControl(slot)) as server, ExitStack() as stack:
+        robots = []
+        for _ in range(3):
+            robots.append(stack.enter_context(PolicyClient(server.endpoint, timeout_s=5, keys=known)))
+            robots[-1].wait_ready(5)
+            for _ in range(8):
+                port = int(server.endpoint.rpartition(":")[2])
+                half = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+                half.send(b"\xff\0\0\0\0\0\0\0\1\x7f\3")
+        for robot in robots:
+            assert robot.infer(observation()).version == "v1"
 
 
 def test_an_operator_who_floods_keeps_no_other_out() -> None:
