@@ -153,7 +153,8 @@ class Connection:
         poller = zmq.Poller()
         for server in range(len(self._sockets)) if patience.passed() else [self._failover.active]:
             poller.register(self._sockets[server], zmq.POLLOUT)
-            self._handshakes[server].refusal()  # what it told was heard, and it is silent until it tells more
+            if server != self._failover.active:
+                self._handshakes[server].refusal()  # what it told was heard, and it is silent until it tells more
             poller.register(self._handshakes[server].socket, zmq.POLLIN)
         poller.poll(_milliseconds(deadline))
 

@@ -67,9 +67,9 @@ class Handshake:
         elif value in (errno.EPIPE, errno.ECONNRESET):
             self._hung_up += 1
             if self._hung_up >= HUNG_UP and self._locked:
-                return "the server there has another key than the one given as its own, or asks for no keys"
+                return "the server there has another key than the one given as its own, or asks for none, or is crowded"
             if self._hung_up >= HUNG_UP:
-                return self._mismatch()
+                return f"{self._mismatch()}; or it is crowded"
         return ""
 
     def _mismatch(self) -> str:

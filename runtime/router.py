@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import zmq
 from filelock import FileLock
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 WAITING = 4  # messages of one peer that libzmq may hold for us, in memory: 4 of the largest; then it reads no more
 MOST_FRAMES = 1000  # received of one message, to be refused in the words of its dialect; whoever sends more is cut off
-UNREAD = 256  # replies it may hold for a peer that does not read
+UNREAD: Mapping[Door, int] = {"robots": 256, "operators": 16}  # replies it may hold for a peer that does not read
 PIECE = 2000  # frames skipped at a time of a message that has too many
 PAUSE_S = 0.001  # between two pieces
 LINGER_MS = 500  # for replies on their way when the socket closes
@@ -62,7 +62,7 @@ class Router:
         self._socket = context.socket(zmq.ROUTER)
         self._socket.set(zmq.MAXMSGSIZE, caps.message_bytes)
         self._socket.set(zmq.RCVHWM, WAITING)
-        self._socket.set(zmq.SNDHWM, UNREAD)  # a peer that does not read loses replies; it holds nobody up
+        self._socket.set(zmq.SNDHWM, UNREAD[door])  # a peer that does not read loses replies; it holds nobody up
         self._socket.set(zmq.RCVTIMEO, 0)
         self._socket.set(zmq.SNDTIMEO, 0)
         self._socket.set(zmq.LINGER, LINGER_MS)
