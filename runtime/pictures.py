@@ -66,9 +66,9 @@ def unpack(message: Mapping[str, Any], spec: RobotSpec) -> None:
     images = message.get("images")
     if type(images) is not dict:
         return
-    largest = {camera.name: camera.height * camera.width for camera in spec.cameras}
     for camera, image in images.items():
         if type(image) is Encoded:
+            largest = {one.name: one.height * one.width for one in spec.cameras}
             field = f"images.{ascii(camera[:40])[1:-1]}"
             if camera not in largest:
                 raise BadRequest(f"{field}: this policy knows no such camera")

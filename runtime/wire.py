@@ -34,6 +34,7 @@ DTYPES = {
     name: np.dtype(name)
     for name in ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8")
 }
+_PIXEL = DTYPES["|u1"]
 _unpackb = msgpack.unpackb
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _SCALARS = frozenset((type(None), bool, int, float, str, bytes))
@@ -257,10 +258,12 @@ class Reader:
             raise self.wrong(path, f"|u1 in a ring, got {_short(name)}")
         if self.loan is None:
             self.loan = self.borrow()
-        size, offset = self._size(shape, path), place[1]
-        if offset + size > len(self.loan.pixels):
-            raise self.wrong(path, f"{size} bytes at {offset} inside a slot of {len(self.loan.pixels)}")
-        return self.array(DTYPES["|u1"], shape, self.loan.pixels[offset : offset + size], path)
+        size, offset, pixels = self._size(shape, path), place[1], self.loan.pixels
+        if offset + size > len(pixels):
+            raise self.wrong(path, f"{size} bytes at {offset} inside a slot of {len(pixels)}")
+        if not size:
+            return self.array(_PIXEL, shape, b"", path)
+        return np.ndarray(shape, _PIXEL, pixels, offset)  # read-only, as the loan is
 
     def array(self, dtype: np.dtype[Any], shape: Any, data: Buffer, path: Path) -> np.ndarray:
         """A read-only view of `data` (C order), copied only where it is not aligned."""
