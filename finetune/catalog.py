@@ -38,11 +38,15 @@ class EpisodeInfo:
     clips: Mapping[str, Clip]  # camera -> clip; only cameras stored as video
     success: bool | None  # None: not recorded
     interventions: int  # frames in which a person had taken over
-    place: Mapping[str, int]  # chunk_index and file_index of `file`
 
     @property
     def files(self) -> list[str]:
         return [self.file, *(clip.file for clip in self.clips.values())]
+
+    @property
+    def places(self) -> list[dict[str, int]]:
+        """chunk_index and file_index of each of `files`."""
+        return [layout.place_of(file) for file in self.files]
 
 
 def camera_columns(info: Info) -> dict[str, str]:
@@ -82,7 +86,7 @@ def load_episodes(root: Path, info: Info) -> tuple[EpisodeInfo, ...]:
         for row in layout.load_table(path, needed, optional=judged).to_pylist():
             if len(episodes) == info.total_episodes:
                 break  # beyond this nothing is sealed
-            episode = _episode_info(row, info, videos, path)
+            episode = read_row(row, info, videos, path)
             if episode.index != len(episodes) or episode.first != frames:
                 raise DatasetError(
                     f"{path}: expected episode {len(episodes)} from frame {frames}, "
@@ -116,7 +120,8 @@ def _episode_files(root: Path) -> list[Path]:
     return sorted((root / "meta/episodes").glob("*/*.parquet"))
 
 
-def _episode_info(row: Mapping[str, Any], info: Info, videos: Mapping[str, str], path: Path) -> EpisodeInfo:
+def read_row(row: Mapping[str, Any], info: Info, videos: Mapping[str, str], path: Path) -> EpisodeInfo:
+    """An episode by its row of `meta/episodes`; `videos`: camera -> column. Raises DatasetError."""
     tasks = row["tasks"]
     if len(tasks) != 1:
         raise DatasetError(f"{path}: episode {row['episode_index']}: expected one task, got {len(tasks)}")
@@ -138,7 +143,6 @@ def _episode_info(row: Mapping[str, Any], info: Info, videos: Mapping[str, str],
         clips=clips,
         success=judgement,
         interventions=round(human[0] * row["length"]) if human else 0,
-        place={part: row[f"data/{part}"] for part in ("chunk_index", "file_index")},
     )
 
 

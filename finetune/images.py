@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -121,7 +121,12 @@ def count_frames(path: Path) -> int:
 
 
 def read_video(path: Path, start: float, times: Sequence[float]) -> np.ndarray:
-    """The frames of one episode inside an mp4: (frames, height, width, 3) uint8.
+    """The frames of one episode inside an mp4: (frames, height, width, 3) uint8. See `walk_video`."""
+    return np.stack(list(walk_video(path, start, times)))
+
+
+def walk_video(path: Path, start: float, times: Sequence[float]) -> Iterator[np.ndarray]:
+    """The frames of one episode inside an mp4, one by one: (height, width, 3) uint8.
 
     `start` is the episode's first moment in the file and `times` are its frames' moments after that, in s, evenly
     spaced. Raises DatasetError when the file is missing, torn, or has no frame at one of them.
@@ -129,27 +134,29 @@ def read_video(path: Path, start: float, times: Sequence[float]) -> np.ndarray:
     if not path.is_file():
         raise DatasetError(f"{path}: missing")
     wanted = [start + time for time in times]
+    found = 0
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
             container.seek(int(max(0.0, start) / stream.time_base), stream=stream, backward=True)
-            found = _frames_at(container.decode(stream), wanted)
+            for image in _frames_at(container.decode(stream), wanted):
+                found += 1
+                yield image
     except (av.FFmpegError, IndexError) as error:
         raise DatasetError(f"{path}: expected a whole mp4 ({error})") from error
-    if len(found) < len(wanted):
-        raise DatasetError(f"{path}: expected a frame at {wanted[len(found)]:.4f} s, found none")
-    return np.stack(found)
+    if found < len(wanted):
+        raise DatasetError(f"{path}: expected a frame at {wanted[found]:.4f} s, found none")
 
 
-def _frames_at(frames: Any, wanted: Sequence[float]) -> list[np.ndarray]:
-    found: list[np.ndarray] = []
+def _frames_at(frames: Any, wanted: Sequence[float]) -> Iterator[np.ndarray]:
+    found = 0
     for frame in frames:
-        late = frame.time - wanted[len(found)]
+        late = frame.time - wanted[found]
         if late > TOLERANCE:
-            break
+            return
         if late >= -TOLERANCE:  # earlier ones lead up to the episode from the key frame before it
-            found.append(frame.to_ndarray(format="rgb24"))
-        if len(found) == len(wanted):
-            break
-    return found
+            found += 1
+            yield frame.to_ndarray(format="rgb24")
+        if found == len(wanted):
+            return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -19,6 +20,7 @@ from hotpolicy.runtime.messages import CameraSpec, RobotSpec
 Storage = Literal["auto", "image", "video"]  # of camera frames: PNG inside parquet (lossless), or mp4
 
 VERSION = "v3.0"
+WORK = ".recording"  # folder in a dataset for what is not sealed, and the recorder's lock
 INFO, STATS, TASKS, EXTRA = "meta/info.json", "meta/stats.json", "meta/tasks.parquet", "meta/hotpolicy.json"
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
@@ -126,6 +128,13 @@ def whole_rate(spec: RobotSpec) -> int:
     if spec.rate_hz < 1 or spec.rate_hz != int(spec.rate_hz):
         raise ConfigError(f"rate_hz: expected a whole number of Hz to record at, got {spec.rate_hz}")
     return int(spec.rate_hz)
+
+
+def place_of(file: str) -> dict[str, int]:
+    """chunk_index and file_index in a file's name; zeros where it has none."""
+    numbers = re.search(r"chunk-(\d+)/file-(\d+)\.", file)
+    chunk, number = numbers.groups() if numbers else (0, 0)
+    return {"chunk_index": int(chunk), "file_index": int(number)}
 
 
 def load_json(root: Path, name: str) -> dict[str, Any]:

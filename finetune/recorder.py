@@ -23,15 +23,13 @@ from hotpolicy.finetune.dataset import Dataset
 from hotpolicy.finetune.disk import make_folder, move, put, require_room
 from hotpolicy.finetune.episodes import Episode, check_step
 from hotpolicy.finetune.images import Codec, codec_named
-from hotpolicy.finetune.layout import Info, Storage
+from hotpolicy.finetune.layout import WORK, Info, Storage
 from hotpolicy.finetune.take import Take
 from hotpolicy.runtime.digest import file_sha256
 from hotpolicy.runtime.errors import BadRequest, DatasetError
 from hotpolicy.runtime.messages import RobotSpec, Step
 
 log = logging.getLogger(__name__)
-
-WORK = ".recording"  # folder in the dataset for what is not sealed, and the lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +199,7 @@ class Recorder:
     def _load(self) -> _Sealed:
         """Take up the sealed state, and clear away what a crash left beyond it."""
         dataset = Dataset.open(self.root)
-        place = _next_place(dataset.info, *(episode.place for episode in dataset.episodes))
+        place = _next_place(dataset.info, *(place for episode in dataset.episodes for place in episode.places))
         sealed = _Sealed(dataset.info, dataset.tasks, dataset.versions, dataset.sums, dataset.stats(), place)
         leftovers = unsealed(self.root, sealed.info, place)
         if any(WORK not in path.parts for path in leftovers):
@@ -258,6 +256,7 @@ class Recorder:
             "versions": {version: versions.index(version) for version in sorted(set(filter(None, take.versions)))},
             "spilled": take.spilled,
             "spec": self.spec.to_dict(),
+            "robot_type": self._sealed.info.robot_type,
         }
 
     def _put_summaries(self, sealed: _Sealed) -> None:

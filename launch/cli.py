@@ -17,6 +17,7 @@ except ModuleNotFoundError as error:  # the thin install of a robot client has n
 
 from hotpolicy.launch import console
 from hotpolicy.launch.calibrate import calibrate
+from hotpolicy.launch.dataset import dataset
 from hotpolicy.launch.demo import demo
 from hotpolicy.launch.deployment import deploy
 from hotpolicy.launch.doctor import doctor
@@ -93,6 +94,7 @@ VERBS = (
 )
 for verb in VERBS:
     app.command()(verb)
+app.add_typer(dataset, name="dataset")
 app.add_typer(deploy, name="deploy")
 app.command("import")(import_policy)  # no function can have this name
 app.add_typer(keys, name="keys")
