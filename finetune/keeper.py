@@ -31,7 +31,8 @@ class Keeper:
     step: int = 0  # of the best
     waited: int = 0  # evaluations since
     weights: dict[str, Tensor] = field(default_factory=dict)
-    at_entry: float = math.inf  # the best when the present stage was entered
+    best_new: float = 0.0  # of the new tasks alone; 0: as before tuning
+    at_entry: float = 0.0  # that, when the present stage was entered
 
     @property
     def exhausted(self) -> bool:
@@ -40,6 +41,7 @@ class Keeper:
     def see(self, evaluation: Evaluation, weights: Mapping[str, Tensor]) -> None:
         if not evaluation.new:
             return
+        self.best_new = min(self.best_new, badness(self.first.new, evaluation.new))
         found = score(self.first, evaluation)
         if found < self.best:
             self.best, self.step, self.waited = found, evaluation.step, 0
@@ -56,10 +58,11 @@ class Keeper:
                 self.weights[name] = value.clone()
 
     def facts(self) -> dict[str, float | int]:
-        return {name: getattr(self, name) for name in ("best", "step", "waited", "at_entry")}
+        return {name: getattr(self, name) for name in ("best", "step", "waited", "best_new", "at_entry")}
 
     def earned_next_stage(self) -> bool:
-        """Whether the stage that ends made something better; without held-out figures, always."""
-        gained = math.isinf(self.best) or self.best < min(self.at_entry, 0.0) - GAIN
-        self.at_entry = self.best
+        """Whether the stage that ends made the new tasks better; without held-out figures of them, always. Old tasks
+        do not count here: what the first steps take from them, replay gives back later."""
+        gained = not self.first.new or self.best_new < self.at_entry - GAIN
+        self.at_entry = self.best_new
         return gained

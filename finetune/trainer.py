@@ -21,6 +21,7 @@ from hotpolicy.finetune.held_out import HeldOut
 from hotpolicy.finetune.keeper import Keeper
 from hotpolicy.finetune.learner import Learner
 from hotpolicy.finetune.lessons import Lessons
+from hotpolicy.finetune.ranks import ALONE, Ranks
 from hotpolicy.finetune.settings import TuneConfig
 from hotpolicy.finetune.snapshot import Snapshot
 from hotpolicy.finetune.sources import PrefixHome, Sources, choose
@@ -71,10 +72,11 @@ class Trainer:
         lessons: Lessons,
         config: TuneConfig,
         home: PrefixHome | None = None,
+        ranks: Ranks = ALONE,
     ):
-        """`home` keeps prefixes from run to run. Raises ConfigError for an unknown strategy, DatasetError for samples
-        that are not this model's."""
-        self.config = config
+        """`home` keeps prefixes from run to run; `ranks` are the processes of the run. Raises ConfigError for an
+        unknown strategy, DatasetError for samples that are not this model's."""
+        self.config, self.ranks = config, ranks
         self.strategy = strategy(config.strategy, parent)
         self.peak = config.rate or self.strategy.rate
         self.learner = Learner(parent, self.strategy.stages, config)
@@ -219,7 +221,10 @@ class Trainer:
         noise = torch.randn((len(rows), config.draws, *self.frames.actions.shape[1:]), generator=self._random)
         times = sample_times((len(rows), config.draws), self._random)
         value = 0.0
-        for part in torch.arange(len(rows)).tensor_split(config.accumulate):  # drawn before: parts change no result
+        # all was drawn before: neither processes nor parts change what is learned
+        for part in self.ranks.part(len(rows)).tensor_split(config.accumulate):
+            if not len(part):
+                continue
             chosen = rows[part]
             state, actions = self.frames.state[chosen], self.frames.actions[chosen]
             with self._computing():
@@ -227,8 +232,10 @@ class Trainer:
             share = loss.float().mean() * (len(part) / len(rows))
             share.backward()
             value += share.item()
+        value = self.ranks.total(value)
         if not math.isfinite(value):
             raise TuningError(f"step {step + 1}: expected a finite loss, got {value:g}")
+        self.ranks.sum_gradients(self.learner.free().values())
         self.learner.update(step, self._rate(step))
         return value
 

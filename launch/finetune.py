@@ -82,7 +82,8 @@ def finetune(
     """Tune a version on new demonstrations, judge it against the one it would replace, and seal it as a delta.
 
     A version that passes the gate is added to the store. Exit code 2 when it does not pass. The same command after a
-    kill goes on from the last training checkpoint.
+    kill goes on from the last training checkpoint. On several processes or machines:
+    torchrun --no-python --nproc-per-node 2 hotpolicy finetune ...
     """
     from hotpolicy.finetune.gate import Bounds
     from hotpolicy.finetune.settings import TuneConfig
@@ -104,13 +105,14 @@ def finetune(
     if plan:
         show(survey_of(job), seconds, as_json)
         return
+    speaks = first_of_all()
     events = tune(job)
-    for event in events if as_json else draw(events):
-        if as_json:
+    for event in draw(events) if speaks and not as_json else events:
+        if speaks and as_json:
             typer.echo(json.dumps(event))
         if asked.is_set():
             sys.exit(TERMINATED)  # by way of every `finally`: nothing half written stays
-    if not gate:
+    if not (gate and speaks):
         return
     if not event["passed"]:
         raise SwapRefused(f"{event['version']}: refused by the gate: {'; '.join(event['reasons'])}")
@@ -120,6 +122,11 @@ def finetune(
         with connect(control, key, server_key) as client:
             client.swap(event["version"])
         typer.echo(json.dumps({"event": "live", **event}) if as_json else f"{event['version']} is live")
+
+
+def first_of_all() -> bool:
+    """Whether this process speaks and publishes for a run on several: torchrun numbers them."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _end_on_sigterm() -> threading.Event:

@@ -21,6 +21,7 @@ from hotpolicy.finetune.findings import Finding, look_through
 from hotpolicy.finetune.frames import Frames
 from hotpolicy.finetune.gate import Bounds, judge
 from hotpolicy.finetune.lessons import Lessons, gather
+from hotpolicy.finetune.ranks import Ranks
 from hotpolicy.finetune.relevance import Relevance, assess
 from hotpolicy.finetune.settings import TuneConfig
 from hotpolicy.finetune.sources import PrefixHome
@@ -61,7 +62,9 @@ class Job:
 def tune(job: Job) -> Iterator[Event]:
     """`begin`, perhaps `advice`, `plan`, perhaps `resumed`, `step` for every step, `trained`, `trial` for each task
     tried, and `sealed` with the candidate's folder and the verdict. A job that was killed and is given again goes on
-    after its last checkpoint."""
+    after its last checkpoint. Under torchrun every process computes its part of each batch, and the first one alone
+    goes on to seal and judge."""
+    ranks = Ranks.join()
     desk = Desk.open(job)
     store, chain, live, lessons = desk.store, desk.chain, desk.live, desk.lessons
     yield {
@@ -73,8 +76,10 @@ def tune(job: Job) -> Iterator[Event]:
     }
     config = yield from _settled(job, desk)
     home = PrefixHome(store.root / "prefixes", _sight_digest(chain, desk.engine.model))
-    trainer = Trainer(desk.engine.model, live.transforms, live.spec, lessons, config, home)
+    trainer = Trainer(desk.engine.model, live.transforms, live.spec, lessons, config, home, ranks)
     yield from _train(trainer, job, store.root / "training", _identity(chain, lessons, config))
+    if not ranks.first:
+        return
     outcome = trainer.outcome
     yield {"event": "trained", "seconds": round(outcome.seconds, 2), "steps": outcome.steps, "notes": outcome.notes}
     candidates = store.root / "candidates"
@@ -165,11 +170,12 @@ def _train(trainer: Trainer, job: Job, folder: Path, identity: str) -> Iterator[
         yield {"event": "resumed", "step": begin.step}
     saved = now()
     for progress in trainer.run(begin):
-        if job.save_every and now() - saved > job.save_every:
+        if trainer.ranks.first and job.save_every and now() - saved > job.save_every:
             snapshots.save(folder, identity, trainer.snapshot())
             saved = now()
         yield _step(progress)
-    shutil.rmtree(snapshots.home(folder, identity), ignore_errors=True)
+    if trainer.ranks.first:
+        shutil.rmtree(snapshots.home(folder, identity), ignore_errors=True)
 
 
 def _step(progress: Progress) -> Event:
