@@ -270,7 +270,7 @@ def _progress(found: dict[str, list[Episode]]) -> str:
 def table(rows: Sequence[Row]) -> str:
     heads = (
         "delay", "", "jump at a seam, deg: mean (p95)", "jerk sent, deg/s³", "jerk measured, deg/s³",
-        "goal ahead of joint, deg", "ticks held", "lifted in 8 s (95 % Wilson)", "ticks to it",
+        "tracking error, deg", "ticks held", "lifted in 8 s (95 % Wilson)", "ticks to it",
     )  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", f"|--:|-{'|--:' * (len(heads) - 2)}|"]
     for row in rows:
