@@ -21,13 +21,15 @@ class RunQueue:
         if (threads := os.stat(TASKS).st_nlink) != self._threads:
             self._open()
             self._threads = threads
-        waited = {}
-        for thread, file in self._files.items():
-            try:
-                waited[thread] = int(os.pread(file, 96, 0).split()[1])
-            except ProcessLookupError:  # it has ended meanwhile
-                self._threads = 0
-        return waited
+        try:
+            return self._read()
+        except ProcessLookupError:  # one has ended, and perhaps another begun: their number says nothing
+            self._open()
+            self._threads = 0
+        try:
+            return self._read()
+        except ProcessLookupError:  # and again just now
+            return {}
 
     def waited_ms(self, since: Mapping[str, int]) -> float:
         """The longest that one thread has waited since `look` gave this."""
@@ -37,6 +39,9 @@ class RunQueue:
         for file in self._files.values():
             os.close(file)
         self._files = {}
+
+    def _read(self) -> dict[str, int]:
+        return {thread: int(os.pread(file, 96, 0).split()[1]) for thread, file in self._files.items()}
 
     def _open(self) -> None:
         self.close()

@@ -52,7 +52,7 @@ def test_threads_come_and_go() -> None:
     queue = RunQueue()
     queue.look()
     leave = threading.Event()
-    thread = threading.Thread(target=leave.wait)
+    thread = threading.Thread(target=leave.wait, daemon=True)
     thread.start()
     during = queue.look()
     assert str(thread.native_id) in during
