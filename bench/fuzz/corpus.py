@@ -8,6 +8,7 @@ from typing import Any
 
 import msgpack
 import numpy as np
+from numpy.lib import format as npy
 from serving import SPEC, observation
 
 from hotpolicy.runtime import envelope, pictures, wire
@@ -69,7 +70,8 @@ def openpi() -> list[Frames]:
 
 def _npy(array: np.ndarray) -> dict[str, Any]:
     file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
+    npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(array))
+    file.write(array.tobytes())
     return {"__ndarray_class__": True, "as_npy": file.getvalue()}
 
 
