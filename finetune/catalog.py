@@ -146,6 +146,27 @@ def read_row(row: Mapping[str, Any], info: Info, videos: Mapping[str, str], path
     )
 
 
+def write_row(episode: EpisodeInfo, fps: int, place: Mapping[str, int], episode_stats: Mapping[str, Stats]) -> pa.Table:
+    """The episode's row of `meta/episodes`, which goes to the file at `place`. Its clips are here by column."""
+    row: dict[str, Any] = {
+        "episode_index": episode.index,
+        "tasks": [episode.task],
+        "length": episode.length,
+        **{f"data/{name}": number for name, number in layout.place_of(episode.file).items()},
+        "dataset_from_index": episode.first,
+        "dataset_to_index": episode.first + episode.length,
+    }
+    for column, clip in episode.clips.items():
+        row |= {f"videos/{column}/{name}": number for name, number in layout.place_of(clip.file).items()}
+        row[f"videos/{column}/from_timestamp"] = clip.start
+        row[f"videos/{column}/to_timestamp"] = clip.start + episode.length / fps
+    for column, parts in episode_stats.items():
+        row |= {f"stats/{column}/{name}": value.tolist() for name, value in parts.items()}
+    row |= {f"meta/episodes/{name}": number for name, number in place.items()}
+    arrays: dict[str, Any] = {name: pa.array([value]) for name, value in row.items()}
+    return pa.table({**arrays, layout.JUDGEMENT: pa.array([episode.success], pa.bool_())})
+
+
 def check_files(root: Path, info: Info, episodes: Sequence[EpisodeInfo]) -> None:
     """Raises DatasetError unless every file is there and every parquet footer counts the rows that are promised."""
     rows: dict[str, int] = defaultdict(int)

@@ -82,12 +82,14 @@ def _rows(found: Survey, episode: EpisodeInfo, columns: Mapping[str, np.ndarray]
     }
     for name, values in expected.items():
         if name in columns and not np.allclose(columns[name], values, rtol=0, atol=1e-3 if name == "timestamp" else 0):
-            yield Damage(episode.file, f"{name} does not count on from {values[0]:g}", episode.index)
+            yield Damage(
+                episode.file, f"{name} does not count on from {values[0]:g}", episode.index, name != "frame_index"
+            )
     tasks = sorted({int(number) for number in columns.get("task_index", ())})
     if [found.tasks[n] if 0 <= n < len(found.tasks) else None for n in tasks] != [episode.task]:
-        yield Damage(episode.file, f"task_index {tasks} is not {episode.task!r}", episode.index)
+        yield Damage(episode.file, f"task_index {tasks} is not {episode.task!r}", episode.index, True)
     if layout.POLICY in columns and columns[layout.POLICY].max() >= len(found.extra.get("policy_versions", ())):
-        yield Damage(layout.EXTRA, "lacks the name of a policy version that acted", episode.index)
+        yield Damage(layout.EXTRA, "lacks the name of a policy version that acted", episode.index, True)
     for name, numbers in columns.items():
         if np.issubdtype(numbers.dtype, np.floating) and not np.isfinite(numbers).all():
             yield Damage(episode.file, f"{name} has numbers that are not finite", episode.index)
@@ -98,20 +100,22 @@ def _meta(found: Survey, episode: EpisodeInfo, columns: Mapping[str, np.ndarray]
     if row is None:
         return
     if row.get("dataset_to_index", episode.first + episode.length) != episode.first + episode.length:
-        yield Damage("meta/episodes", "dataset_to_index is not where it ends", episode.index)
+        yield Damage("meta/episodes", "dataset_to_index is not where it ends", episode.index, True)
     for column in camera_columns(found.info).values():
         ends = row.get(f"videos/{column}/to_timestamp")
         if (
             ends is not None
             and abs(ends - row[f"videos/{column}/from_timestamp"] - episode.length / found.info.fps) > CLOSE
         ):
-            yield Damage("meta/episodes", f"the clip of {column} does not last as long as its rows", episode.index)
+            yield Damage(
+                "meta/episodes", f"the clip of {column} does not last as long as its rows", episode.index, True
+            )
     for name, values in columns.items():
         noted = {part: row.get(f"stats/{name}/{part}") for part in ("min", "max", "mean")}
         if None in noted.values() or not np.isfinite(values.astype(np.float64)).all():
             continue
         if not _agree(of_numbers(values), {part: np.array(value) for part, value in noted.items()}):
-            yield Damage("meta/episodes", f"statistics of {name} are not those of its rows", episode.index)
+            yield Damage("meta/episodes", f"statistics of {name} are not those of its rows", episode.index, True)
 
 
 def _agree(ours: Stats, theirs: Mapping[str, np.ndarray]) -> bool:
@@ -121,26 +125,28 @@ def _agree(ours: Stats, theirs: Mapping[str, np.ndarray]) -> bool:
 
 
 def _pictures(found: Survey, episode: EpisodeInfo) -> Iterator[Damage]:
-    root, info = found.root, found.info
-    for name, column in camera_columns(info).items():
-        shape = sorted(info.features[column]["shape"])
-        clip = episode.clips.get(name)
-        file = clip.file if clip else episode.file
+    for name, column in camera_columns(found.info).items():
+        shape = found.info.features[column]["shape"]
+        file = episode.clips[name].file if name in episode.clips else episode.file
         try:
-            if clip:
-                if not (root / file).is_file():
-                    raise DatasetError("missing")
-                times = [i / info.fps for i in range(episode.length)]
-                sizes = {image.shape for image in walk_video(root / file, clip.start, times)}
-            else:
-                sizes = {image.shape for image in _embedded(found, episode, column)}
+            sizes = {image.shape for image in pictures(found, episode, name)}
         except DatasetError as error:
-            yield _damage(root, file, error, episode, name)
+            yield _damage(found.root, file, error, episode, name)
             continue
-        if any(sorted(size) != shape for size in sizes):
-            yield Damage(
-                file, f"{name}: expected images of {info.features[column]['shape']}, got {sizes}", episode.index
-            )
+        if any(sorted(size) != sorted(shape) for size in sizes):
+            yield Damage(file, f"{name}: expected images of {shape}, got {sizes}", episode.index)
+
+
+def pictures(found: Survey, episode: EpisodeInfo, camera: str) -> Iterator[np.ndarray]:
+    """A camera's frames, one by one: (height, width, 3) uint8. Raises DatasetError."""
+    if camera in episode.clips:
+        clip = episode.clips[camera]
+        if not (found.root / clip.file).is_file():
+            raise DatasetError("missing")
+        times = [i / found.info.fps for i in range(episode.length)]
+        yield from walk_video(found.root / clip.file, clip.start, times)
+    else:
+        yield from _embedded(found, episode, camera_columns(found.info)[camera])
 
 
 def _embedded(found: Survey, episode: EpisodeInfo, column: str) -> Iterator[np.ndarray]:

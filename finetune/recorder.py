@@ -16,9 +16,9 @@ from typing import Any
 
 import av
 import filelock
-import pyarrow as pa
 
 from hotpolicy.finetune import layout, stats
+from hotpolicy.finetune.catalog import Clip, EpisodeInfo, write_row
 from hotpolicy.finetune.dataset import Dataset
 from hotpolicy.finetune.disk import make_folder, move, put, require_room
 from hotpolicy.finetune.episodes import Episode, check_step
@@ -231,8 +231,11 @@ class Recorder:
         sums = {**before.sums, **{name: file_sha256(path) for name, path in moves.items()}}
         for name, path in moves.items():
             move(path, self.root / name)
-        row = _episode_row(take, before.info, place, list(videos), success, episode_stats)
-        put(self.root / layout.EPISODES.format(**place), layout.parquet(row))
+        clips = {column: Clip(layout.VIDEO.format(video_key=column, **place), 0.0) for column in videos}
+        file = layout.DATA.format(**place)
+        episode = EpisodeInfo(number, len(take), take.task, before.info.total_frames, file, clips, success, 0)
+        row = layout.parquet(write_row(episode, before.info.fps, place, episode_stats))
+        put(self.root / layout.EPISODES.format(**place), row)
 
         info = replace(
             before.info,
@@ -308,31 +311,3 @@ def unsealed(root: Path, info: Info, place: Mapping[str, int]) -> list[Path]:
     found += sorted((root / "meta").glob("**/.*.tmp"))
     work = root / WORK
     return found + sorted(path for path in (work.iterdir() if work.is_dir() else ()) if path.name != "lock")
-
-
-def _episode_row(
-    take: Take,
-    info: Info,
-    place: Mapping[str, int],
-    videos: list[str],
-    success: bool | None,
-    episode_stats: Mapping[str, stats.Stats],
-) -> pa.Table:
-    """The episode's row of `meta/episodes`."""
-    row: dict[str, Any] = {
-        "episode_index": info.total_episodes,
-        "tasks": [take.task],
-        "length": len(take),
-        "data/chunk_index": place["chunk_index"],
-        "data/file_index": place["file_index"],
-        "dataset_from_index": info.total_frames,
-        "dataset_to_index": info.total_frames + len(take),
-    }
-    for column in videos:
-        row |= {f"videos/{column}/{name}": number for name, number in place.items()}
-        row |= {f"videos/{column}/from_timestamp": 0.0, f"videos/{column}/to_timestamp": len(take) / info.fps}
-    for column, parts in episode_stats.items():
-        row |= {f"stats/{column}/{name}": value.tolist() for name, value in parts.items()}
-    row |= {f"meta/episodes/{name}": number for name, number in place.items()}
-    arrays: dict[str, Any] = {name: pa.array([value]) for name, value in row.items()}
-    return pa.table({**arrays, layout.JUDGEMENT: pa.array([success], pa.bool_())})

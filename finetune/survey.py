@@ -31,6 +31,7 @@ class Damage:
     file: str  # relative to the dataset
     what: str
     episode: int | None = None  # None: of the dataset as a whole
+    mendable: bool = False  # made again from what is whole, with nothing lost
 
 
 @dataclass(slots=True)

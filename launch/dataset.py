@@ -58,6 +58,39 @@ def show(folder: Folder, as_json: AsJson = False) -> None:
     console.show(whole["joints"], ("joint", "lowest", "highest", "lowest_action", "highest_action"), False)
 
 
+@dataset.command()
+def repair(
+    folder: Folder,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    drop: Annotated[
+        bool, typer.Option("--drop", help="Take damaged episodes out and number the others anew. Else they are named.")
+    ] = False,
+    keep_altered: Annotated[
+        bool,
+        typer.Option("--keep-altered", help="Keep files that can be read but are not as they were recorded."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Mend what a crash, a full disk or another tool left. The folder as it was stays beside, as NAME.before-repair."""
+    from hotpolicy.finetune.repair import carry_out, plan
+
+    made = plan(folder.resolve(), keep_altered)
+    lines = made.lines()
+    before = None if dry_run else carry_out(made, drop)
+    if as_json:
+        done = {"steps": lines, "done": not dry_run, "episodes": len(made.keep), "before": before and str(before)}
+        typer.echo(json.dumps(done, indent=2))
+        return
+    for line in lines:
+        typer.echo(line)
+    if dry_run:
+        typer.echo(f"{len(lines)} things to do, {len(made.keep)} episodes would be whole" if lines else "nothing to do")
+    else:
+        typer.echo(f"{len(made.keep)} episodes, all whole")
+    if before is not None:
+        typer.echo(f"as it was: {before}")
+
+
 def report(found: Any, damages: list[Any]) -> dict[str, Any]:
     return {
         "episodes": found.info.total_episodes,

@@ -28,7 +28,9 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from made_up import JOINTS, SPEC, episode
 
 from hotpolicy.finetune.dataset import Dataset
+from hotpolicy.finetune.episodes import Episode
 from hotpolicy.finetune.recorder import Recorder
+from hotpolicy.finetune.repair import carry_out, plan
 from hotpolicy.runtime.messages import CameraSpec
 
 FLAGS = ("intervention", "next.success", "policy_version")
@@ -119,6 +121,47 @@ def theirs_in_ours(folder: Path, use_videos: bool) -> None:
     print(f"LeRobot in ours, {picture['dtype']}: 11 frames equal, pixels within {worst:g}")
 
 
+def mended_in_theirs(folder: Path) -> None:
+    """An episode is torn and taken out, another recorded behind it: LeRobot must see neither gap nor mix-up."""
+    spec = replace(SPEC, cameras=(CameraSpec("front", 64, 96),))
+    written = [episode(seed, 5 + seed, spec=spec) for seed in range(5)]
+    with Recorder.open(folder, spec, storage="video") as recorder:
+        for one in written[:4]:
+            recorder.write(one)
+    path = folder / "videos/observation.images.front/chunk-000/file-001.mp4"
+    os.truncate(path, path.stat().st_size // 2)
+    carry_out(plan(folder), drop=True)
+    with Recorder.open(folder, spec) as recorder:
+        recorder.write(written[4])
+    left = [*written[:1], *written[2:]]
+    _same_in_theirs(folder, left)
+    print(f"mended by us in LeRobot: {sum(map(len, left))} frames equal")
+
+
+def lost_metadata_of_theirs(folder: Path, written: Path) -> None:
+    """What LeRobot recorded, without its metadata of episodes, mended by us, in LeRobot again."""
+    shutil.copytree(written, folder)
+    shutil.rmtree(folder / "meta/episodes")
+    carry_out(plan(folder))
+    spec = replace(SPEC, cameras=(CameraSpec("front", 64, 96),))
+    _same_in_theirs(folder, [episode(0, 6, spec=spec), episode(1, 5, "lift the blue cube", spec)])
+    print("LeRobot's without meta/episodes, mended by us, in LeRobot: 11 frames equal")
+
+
+def _same_in_theirs(folder: Path, left: list[Episode]) -> None:
+    theirs = LeRobotDataset("hotpolicy/check", root=folder)
+    assert theirs.num_episodes == len(left)
+    at = 0
+    for index, one in enumerate(left):
+        for i in range(len(one)):
+            row = theirs[at]
+            assert (row["index"].item(), row["episode_index"].item(), row["task"]) == (at, index, one.task)
+            np.testing.assert_array_equal(row["action"].numpy(), one.action[i])
+            image = row["observation.images.front"].numpy().transpose(1, 2, 0) * 255
+            assert np.abs(image - one.images["front"][i]).mean() < 3
+            at += 1
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--golden", type=Path, help="keep LeRobot's video dataset here")
@@ -131,6 +174,8 @@ def main() -> None:
         ours_in_theirs(folder / "av1", "video", "av1")
         theirs_in_ours(folder / "their-image", use_videos=False)
         theirs_in_ours(folder / "their-video", use_videos=True)
+        mended_in_theirs(folder / "mended")
+        lost_metadata_of_theirs(folder / "lost", folder / "their-video")
         if arguments.golden:
             shutil.copytree(folder / "their-video", arguments.golden)
 
