@@ -26,9 +26,11 @@ def seal_candidate(
     outcome: Outcome,
     lessons: Lessons,
     config: TuneConfig,
+    job: str | None = None,
 ) -> Bundle:
     """Seal a delta on the version at the end of `chain` into `folder/<id>`, without a verdict: `seal_verdict` gives
-    it one. Only tensors that really changed go in. Raises BundleError for weights that are not finite."""
+    it one. Only tensors that really changed go in. `job` is a name by which `candidate_of` finds it again. Raises
+    BundleError for weights that are not finite."""
     parent = chain[-1]
     return seal(
         folder,
@@ -38,9 +40,18 @@ def seal_candidate(
         tensors=changed_tensors(chain, outcome),
         spec=parent.manifest.spec,
         transforms=parent.manifest.transforms,
-        provenance=_provenance(outcome, lessons, config),
+        provenance={**_provenance(outcome, lessons, config), **({"job": job} if job else {})},
         files={FILE: rehearsal_bytes(extend(lessons.rehearsal, lessons.new, REHEARSED))},
     )
+
+
+def candidate_of(folder: Path, job: str) -> Bundle | None:
+    """The candidate of this job that was sealed and judged, if there is one in `folder`."""
+    for path in sorted(folder.glob("[!.]*/manifest.json")):
+        bundle = Bundle.open(path.parent)
+        if bundle.manifest.verdict is not None and bundle.manifest.provenance.get("job") == job:
+            return bundle
+    return None
 
 
 def changed_tensors(chain: Sequence[Bundle], outcome: Outcome) -> dict[str, np.ndarray]:

@@ -73,6 +73,12 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.episodes)
 
+    def first(self, episodes: int) -> Dataset:
+        """The dataset as it was when it had so many episodes. Raises DatasetError when it has fewer."""
+        if episodes > len(self):
+            raise DatasetError(f"{self.root}: expected at least {episodes} episodes, found {len(self)}")
+        return Dataset(self.root, self.info, self.tasks, self.episodes[:episodes], self._extra)
+
     @property
     def rate_hz(self) -> int:
         return self.info.fps

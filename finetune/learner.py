@@ -91,6 +91,31 @@ class Learner:
         lora.fold(self.averaged)
         return self.averaged, learned
 
+    # A run that begins where another ended.
+
+    def moments(self) -> State:
+        """What the optimiser remembers of each tensor that learns, by flat names; adapters do not last."""
+        return {
+            f"{field}/{name}": value
+            for name, parameter in self.free().items()
+            if not lora.is_adapter(name)
+            for field, value in self._optimiser.state[parameter].items()
+        }
+
+    def carry(self, moments: Mapping[str, Tensor]) -> int:
+        """Take up what another run remembered of the same tensors; how many there were. Before the first step."""
+        parts = dict[str, State]()
+        for key, value in moments.items():
+            field, _, name = key.partition("/")
+            parts.setdefault(name, {})[field] = value
+        free, carried = self.free(), 0
+        for name, fields in parts.items():
+            if name not in free or any(value.ndim and value.shape != free[name].shape for value in fields.values()):
+                continue
+            self._optimiser.state[free[name]] = {field: value.clone() for field, value in fields.items()}
+            carried += 1
+        return carried
+
     # A run that goes on where it was.
 
     def state(self) -> State:

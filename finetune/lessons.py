@@ -31,6 +31,14 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """Which episodes of the first dataset are learned from; the rest may be recorded meanwhile."""
+
+    until: int | None = None  # those before this one; None: all
+    since: int = 0  # those from this one on are fresh: an earlier run has not seen them
+
+
+@dataclass(frozen=True, slots=True)
 class Lessons:
     new: Samples
     old: Samples | None = None  # replayed, so that it is not forgotten
@@ -38,6 +46,7 @@ class Lessons:
     old_held_out: Samples | None = None
     sources: tuple[Source, ...] = ()
     rehearsal: Samples | None = None  # the parent's whole set: what the next version's begins with
+    fresh: int = 0  # frames at the end of `new` that an earlier run has not seen; 0: nothing sets some apart
 
 
 def gather(
@@ -46,13 +55,17 @@ def gather(
     replayed: Sequence[Path] = (),
     held_out: float = 0.15,
     seed: int = 0,
+    span: Span | None = None,
 ) -> Lessons:
     """Read new demonstrations and what the version at the end of `chain` rehearses, with sealed datasets of older
     tasks beside it. Episodes judged a failure are not learned from. Raises DatasetError, BundleError."""
     spec, transforms = chain[-1].manifest.spec, Transforms.of_chain(chain)
-    new = [_read(root, spec, transforms, held_out, seed) for root in datasets]
+    spans = [span or Span(), *(Span() for _ in datasets[1:])]
+    new = [_read(root, spec, transforms, held_out, seed, part) for root, part in zip(datasets, spans, strict=True)]
     old = [_read(root, spec, transforms, held_out, seed) for root in replayed]
-    trained = _joined([train for train, _, _ in new])
+    earlier = _joined([read.earlier for read in new])
+    fresh = _joined([read.fresh for read in new])
+    trained = _joined([earlier, fresh])
     if trained is None:
         raise DatasetError("datasets: expected at least one episode to learn from, got none")
     rehearsal = rehearsal_of(chain)
@@ -61,11 +74,12 @@ def gather(
     kept, watched = split_frames(rehearsal) if rehearsal else (None, None)
     return Lessons(
         new=trained,
-        old=_joined([kept, *(train for train, _, _ in old)]),
-        new_held_out=_joined([held for _, held, _ in new]),
-        old_held_out=_joined([watched, *(held for _, held, _ in old)]),
-        sources=tuple(source for _, _, source in (*new, *old)),
+        old=_joined([kept, *(read.fresh for read in old)]),
+        new_held_out=_joined([read.held_out for read in new]),
+        old_held_out=_joined([watched, *(read.held_out for read in old)]),
+        sources=tuple(read.source for read in (*new, *old)),
         rehearsal=rehearsal,
+        fresh=len(fresh) if earlier is not None and fresh is not None else 0,
     )
 
 
@@ -78,10 +92,20 @@ def split_frames(samples: Samples) -> tuple[Samples, Samples | None]:
     return samples.pick(~held), samples.pick(held) if held.any() else None
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    earlier: Samples | None  # before the span's `since`
+    fresh: Samples | None  # from there on
+    held_out: Samples | None
+    source: Source
+
+
 def _read(
-    root: Path, spec: RobotSpec, transforms: Transforms, held_out: float, seed: int
-) -> tuple[Samples | None, Samples | None, Source]:
-    dataset = Dataset.open(root)
+    root: Path, spec: RobotSpec, transforms: Transforms, held_out: float, seed: int, span: Span | None = None
+) -> _Read:
+    dataset, span = Dataset.open(root), span or Span()
+    if span.until is not None:
+        dataset = dataset.first(span.until)
     failed = {info.index for info in dataset.episodes if info.success is False}
     split = dataset.split(held_out, seed)
     train = tuple(index for index in split.train if index not in failed)
@@ -90,7 +114,12 @@ def _read(
     def samples(episodes: tuple[int, ...]) -> Samples | None:
         return of_dataset(dataset, episodes, spec, transforms.images, transforms.horizon)
 
-    return samples(train), samples(held), Source(str(root), dataset.digest, train, held, len(failed))
+    return _Read(
+        earlier=samples(tuple(index for index in train if index < span.since)),
+        fresh=samples(tuple(index for index in train if index >= span.since)),
+        held_out=samples(held),
+        source=Source(str(root), dataset.digest, train, held, len(failed)),
+    )
 
 
 def _joined(parts: Sequence[Samples | None]) -> Samples | None:

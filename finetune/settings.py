@@ -27,6 +27,7 @@ class TuneConfig:
     lora_rank: int = 8
     lora_alpha: float = 16.0  # adapters count alpha / rank times
     replay: float = 0.5  # share of every batch taken from old tasks
+    fresh: float = 0.5  # share of the rest taken from episodes no earlier run has seen, where some are set apart
     warmup: int = 20  # steps
     floor: float = 0.05  # of the peak rate, where the cosine ends
     decay: float = 0.01  # weight decay
@@ -81,6 +82,7 @@ _BOUNDS = (
     ("lora_alpha", 1e-3, 1e5),
     ("draws", 1, 64),
     ("replay", 0.0, 0.95),
+    ("fresh", 0.0, 1.0),
     ("warmup", 0, 1_000_000),
     ("floor", 0.0, 1.0),
     ("decay", 0.0, 1.0),

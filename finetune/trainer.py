@@ -73,16 +73,18 @@ class Trainer:
         config: TuneConfig,
         home: PrefixHome | None = None,
         ranks: Ranks = ALONE,
+        moments: Mapping[str, Tensor] | None = None,
     ):
-        """`home` keeps prefixes from run to run; `ranks` are the processes of the run. Raises ConfigError for an
-        unknown strategy, DatasetError for samples that are not this model's."""
+        """`home` keeps prefixes from run to run; `ranks` are the processes of the run; `moments` are what the optimiser
+        of the run that made the parent remembered. Raises ConfigError for an unknown strategy, DatasetError for samples
+        that are not this model's."""
         self.config, self.ranks = config, ranks
         self.strategy = strategy(config.strategy, parent)
         self.peak = config.rate or self.strategy.rate
         self.learner = Learner(parent, self.strategy.stages, config)
         self.learner.model.recompute = config.recompute
         parts = [Frames.encode(part, transforms) for part in (lessons.new, lessons.old) if part is not None]
-        self.frames, self.new = concatenate(parts), len(parts[0])
+        self.frames, self.new, self.fresh = concatenate(parts), len(parts[0]), lessons.fresh
         self.replayed = round(config.batch * config.replay) if len(parts) > 1 else 0
         self.watched = {  # its draws do not depend on the run: figures of different runs and versions compare
             side: HeldOut(samples.spread(config.watched), transforms, spec, draw)
@@ -93,6 +95,9 @@ class Trainer:
             if samples is not None
         }
         self.notes: list[str] = []
+        if moments is not None:
+            carried = self.learner.carry(moments)
+            self.notes.append(f"optimiser state carried on for {carried} of {len(self.learner.free())} tensors")
         self.curves = Curves()
         self.done = 0  # steps
         self.stage = self.strategy.stages[0]
@@ -244,7 +249,12 @@ class Trainer:
         return self.peak * (self.config.floor + (1 - self.config.floor) * cosine)
 
     def _rows(self) -> Tensor:
-        new = torch.randint(0, self.new, (self.config.batch - self.replayed,), generator=self._random)
+        count = self.config.batch - self.replayed
+        fresh = round(count * self.config.fresh) if self.fresh else 0
+        new = torch.randint(0, self.new - (self.fresh if fresh else 0), (count - fresh,), generator=self._random)
+        if fresh:
+            newest = torch.randint(self.new - self.fresh, self.new, (fresh,), generator=self._random)
+            new = torch.cat([new, newest])
         if not self.replayed:
             return new
         old = torch.randint(self.new, len(self.frames), (self.replayed,), generator=self._random)

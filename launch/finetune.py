@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ from hotpolicy.runtime.errors import SwapRefused
 
 Event = dict[str, Any]
 TERMINATED = 128 + signal.SIGTERM  # exit code, as a shell reports it
+ORPHAN_S = 10.0  # from the end of whoever started this to its own
 
 
 def finetune(
@@ -40,6 +42,27 @@ def finetune(
     lora_rank: Annotated[int, typer.Option(min=1, help="Rank of adapters.")] = 8,
     rate: Annotated[float | None, typer.Option(help="Peak learning rate. Default: the strategy's.")] = None,
     replay: Annotated[float, typer.Option(help="Share of each batch taken from old tasks, 0 to 0.95.")] = 0.5,
+    replay_from: Annotated[
+        list[Path] | None, typer.Option(help="Dataset of older tasks to replay, beside what the version rehearses.")
+    ] = None,
+    until: Annotated[
+        int | None, typer.Option(min=1, help="Learn from so many episodes of the first dataset. Default: all.")
+    ] = None,
+    since: Annotated[
+        int, typer.Option(min=0, help="Its episodes from this one on are fresh: no earlier run has seen them.")
+    ] = 0,
+    fresh: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of each batch's new demonstrations taken from fresh episodes.")
+    ] = 0.5,
+    carry: Annotated[
+        bool, typer.Option("--carry", help="Take up the optimiser's state of the run that made the base, and keep it.")
+    ] = False,
+    job: Annotated[
+        str | None, typer.Option(help="Name of this job: one that was done already is not done again.")
+    ] = None,
+    attached: Annotated[
+        bool, typer.Option("--attached", help="End when standard input does: whoever started this is gone.")
+    ] = False,
     patience: Annotated[
         int | None, typer.Option(help="Stop after so many evaluations without improvement. Default: all steps.")
     ] = None,
@@ -86,27 +109,33 @@ def finetune(
     torchrun --no-python --nproc-per-node 2 hotpolicy finetune ...
     """
     from hotpolicy.finetune.gate import Bounds
+    from hotpolicy.finetune.lessons import Span
     from hotpolicy.finetune.settings import TuneConfig
     from hotpolicy.launch.planning import show
     from hotpolicy.launch.tuning import Job, survey_of, tune
 
     asked = _end_on_sigterm()
+    if attached:
+        _end_with_parent()
     os.nice(nice)
     config = TuneConfig.from_dict(
         {
             "strategy": strategy, "steps": steps, "batch": batch, "accumulate": accumulate, "recompute": recompute,
             "precision": precision, "cache_bytes": cache_mb * 1_000_000, "lora_rank": lora_rank, "rate": rate,
-            "replay": replay, "patience": patience, "seed": seed, "evaluate_every": max(1, steps // 5),
+            "replay": replay, "fresh": fresh, "patience": patience, "seed": seed, "evaluate_every": max(1, steps // 5),
         }
     )  # fmt: skip
     bounds = Bounds(success=success, old_error=old_error)
     seconds = None if minutes is None else 60 * minutes
-    job = Job(store, base, tuple(datasets), config, threads, gate, trials, bounds, save_every, seconds)
+    work = Job(
+        store, base, tuple(datasets), config, threads, gate, trials, bounds, save_every, seconds,
+        replayed=tuple(replay_from or ()), span=Span(until, since), carry=carry, name=job,
+    )  # fmt: skip
     if plan:
-        show(survey_of(job), seconds, as_json)
+        show(survey_of(work), seconds, as_json)
         return
     speaks = first_of_all()
-    events = tune(job)
+    events = tune(work)
     for event in draw(events) if speaks and not as_json else events:
         if speaks and as_json:
             typer.echo(json.dumps(event))
@@ -140,6 +169,20 @@ def _end_on_sigterm() -> threading.Event:
 
     signal.signal(signal.SIGTERM, ask)
     return asked
+
+
+def _end_with_parent() -> None:
+    """Standard input is a pipe from whoever started this process, who may be killed and could not end it then: as if
+    SIGTERM had come, and where that does not help, at once. Nothing that matters is lost either way."""
+
+    def watch() -> None:
+        while os.read(sys.stdin.fileno(), 1024):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(ORPHAN_S)
+        os._exit(TERMINATED)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 def draw(events: Iterator[Event]) -> Iterator[Event]:

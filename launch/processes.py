@@ -21,14 +21,19 @@ class Child:
     Lines it prints are kept in `lines`. Use as a context manager, or call `stop`.
     """
 
-    def __init__(self, name: str, arguments: Sequence[str], log: Path):
+    def __init__(self, name: str, arguments: Sequence[str], log: Path, attached: bool = False):
+        """`attached`: its standard input is a pipe that ends with this process, however that does."""
         self.name, self.log = name, log
         self.lines: list[str] = []
         self._news = threading.Condition()
         command = [sys.executable, "-m", "hotpolicy.launch.cli", *arguments]
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True
+                command,
+                stdin=subprocess.PIPE if attached else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
             )
         self._reader = threading.Thread(target=self._read, name=f"{name}-output", daemon=True)
         self._reader.start()
@@ -57,6 +62,11 @@ class Child:
                 self._news.wait(0.1)
             return self.lines[after]
 
+    @property
+    def ended(self) -> bool:
+        """It is over, and `lines` has all it said."""
+        return self.process.poll() is not None and not self._reader.is_alive()
+
     def wait(self, timeout_s: float | None = None) -> int:
         """Its exit code. Raises ConfigError when it is still running after `timeout_s`."""
         try:
@@ -80,8 +90,9 @@ class Child:
                 self.process.kill()
                 self.process.wait()
         self._reader.join()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
 
     def __enter__(self) -> Child:
         return self

@@ -6,21 +6,24 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 
+from hotpolicy.finetune import moments
 from hotpolicy.finetune import snapshot as snapshots
 from hotpolicy.finetune.budget import PREFERENCE, choose
-from hotpolicy.finetune.candidate import seal_candidate
+from hotpolicy.finetune.candidate import candidate_of, seal_candidate
 from hotpolicy.finetune.dataset import Dataset
 from hotpolicy.finetune.findings import Finding, look_through
 from hotpolicy.finetune.frames import Frames
 from hotpolicy.finetune.gate import Bounds, judge
-from hotpolicy.finetune.lessons import Lessons, gather
+from hotpolicy.finetune.lessons import Lessons, Span, gather
 from hotpolicy.finetune.ranks import Ranks
 from hotpolicy.finetune.relevance import Relevance, assess
 from hotpolicy.finetune.settings import TuneConfig
@@ -42,6 +45,8 @@ from hotpolicy.runtime.store import Store
 
 Event = dict[str, Any]
 AUTO = "auto"  # a strategy to be chosen
+WHOLE = Span()
+LOCK_S = 60.0  # for a job of the same name to end
 LOOKED_AT = 32  # frames, among which are two of the longest instructions
 
 
@@ -57,14 +62,42 @@ class Job:
     bounds: Bounds
     save_every: float  # seconds between training checkpoints; 0: none
     seconds: float | None = None  # for all steps, where a strategy is to be chosen
+    replayed: tuple[Path, ...] = ()  # datasets of older tasks
+    span: Span = WHOLE  # of the first dataset
+    carry: bool = False  # the optimiser's state, from the run that made the base and for the next one
+    name: str | None = None  # a job of a name that has its candidate is not done again
 
 
 def tune(job: Job) -> Iterator[Event]:
     """`begin`, perhaps `advice`, `plan`, perhaps `resumed`, `step` for every step, `trained`, `trial` for each task
     tried, and `sealed` with the candidate's folder and the verdict. A job that was killed and is given again goes on
-    after its last checkpoint. Under torchrun every process computes its part of each batch, and the first one alone
-    goes on to seal and judge."""
+    after its last checkpoint; one with a name that was done already only says `sealed`. Under torchrun every process
+    computes its part of each batch, and the first one alone goes on to seal and judge."""
     ranks = Ranks.join()
+    if job.name is None:
+        yield from _run(job, ranks)
+        return
+    if ranks.size > 1:
+        raise TuningError("job: a named one is for a single process")
+    store = open_store(job.store)
+    home = store.root / "training"
+    home.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        try:  # one that lost its parent may be ending yet
+            held.enter_context(filelock.FileLock(home / f"{job.name}.lock", timeout=LOCK_S))
+        except filelock.Timeout as error:
+            raise TuningError(f"{job.name}: another process is at this job") from error
+        if done := candidate_of(store.root / "candidates", job.name):
+            verdict = done.manifest.verdict
+            assert verdict is not None
+            if verdict["passed"]:
+                store.add(done.folder)
+            yield _sealed(done, verdict)
+            return
+        yield from _run(job, ranks)
+
+
+def _run(job: Job, ranks: Ranks) -> Iterator[Event]:
     desk = Desk.open(job)
     store, chain, live, lessons = desk.store, desk.chain, desk.live, desk.lessons
     yield {
@@ -73,25 +106,31 @@ def tune(job: Job) -> Iterator[Event]:
         "frames": len(lessons.new),
         "episodes": sum(len(source.episodes) for source in lessons.sources),
         "held_out_episodes": sum(len(source.held_out) for source in lessons.sources),
+        "fresh_frames": lessons.fresh,
     }
     config = yield from _settled(job, desk)
     home = PrefixHome(store.root / "prefixes", _sight_digest(chain, desk.engine.model))
-    trainer = Trainer(desk.engine.model, live.transforms, live.spec, lessons, config, home, ranks)
-    yield from _train(trainer, job, store.root / "training", _identity(chain, lessons, config))
+    remembered = moments.load(store.root / "moments", chain[-1].id) if job.carry else None
+    trainer = Trainer(desk.engine.model, live.transforms, live.spec, lessons, config, home, ranks, remembered)
+    training, identity = store.root / "training", _identity(chain, lessons, config)
+    yield from _train(trainer, job, training, identity)
     if not ranks.first:
         return
-    outcome = trainer.outcome
+    outcome, candidates = trainer.outcome, store.root / "candidates"
     yield {"event": "trained", "seconds": round(outcome.seconds, 2), "steps": outcome.steps, "notes": outcome.notes}
-    candidates = store.root / "candidates"
     if not job.gate:
-        sealed = seal_candidate(candidates, chain, outcome, lessons, config)
+        sealed = seal_candidate(candidates, chain, outcome, lessons, config, job.name)
+        _forget(training, identity)
         yield {"event": "sealed", "version": sealed.id, "folder": str(sealed.folder), "passed": None, "reasons": []}
         return
     sealing = _judged(desk, candidates, outcome, replace(job, config=config))
     while (event := next(sealing))["event"] != "sealed":
         yield event
     if event["passed"]:
+        if job.carry:
+            moments.save(store.root / "moments", event["version"], trainer.learner.moments())
         store.add(Path(event["folder"]))
+    _forget(training, identity)
     yield event
 
 
@@ -110,7 +149,8 @@ class Desk:
         store = open_store(job.store)
         chain = store.chain(store.live() if job.base == "live" else job.base)
         live = load_policy(chain, device="cpu", dtype="fp32", threads=job.threads)
-        return cls(store, chain, live, gather(chain, job.datasets, seed=job.config.seed))
+        lessons = gather(chain, job.datasets, job.replayed, seed=job.config.seed, span=job.span)
+        return cls(store, chain, live, lessons)
 
     @property
     def engine(self) -> TorchEngine:
@@ -174,8 +214,11 @@ def _train(trainer: Trainer, job: Job, folder: Path, identity: str) -> Iterator[
             snapshots.save(folder, identity, trainer.snapshot())
             saved = now()
         yield _step(progress)
-    if trainer.ranks.first:
-        shutil.rmtree(snapshots.home(folder, identity), ignore_errors=True)
+
+
+def _forget(folder: Path, identity: str) -> None:
+    """The run has ended well: what it would have gone on from is of no more use."""
+    shutil.rmtree(snapshots.home(folder, identity), ignore_errors=True)
 
 
 def _step(progress: Progress) -> Event:
@@ -198,7 +241,7 @@ def _judged(desk: Desk, candidates: Path, outcome: Outcome, job: Job) -> Iterato
     # A policy is made of a bundle, and the bundle to keep has the verdict in it: the draft lies beside it, so that its
     # weights need only another name.
     with tempfile.TemporaryDirectory(prefix=".draft-", dir=candidates) as scratch:
-        draft = seal_candidate(Path(scratch), chain, outcome, lessons, job.config)
+        draft = seal_candidate(Path(scratch), chain, outcome, lessons, job.config, job.name)
         engine = TorchEngine(outcome.model.eval(), place=desk.engine.place)
         candidate = Policy(draft, engine, live.files, live.transforms)
         tried = []
@@ -210,14 +253,12 @@ def _judged(desk: Desk, candidates: Path, outcome: Outcome, job: Job) -> Iterato
         golden = Golden.of_chain(chain) or Golden.blank(live.spec, live.horizon, width=live.width)
         verdict = judge(candidate, live, golden, outcome.curves, tried, job.bounds)
         final = seal_verdict(draft, candidates, verdict.to_dict())
-    yield {
-        "event": "sealed",
-        "version": final.id,
-        "folder": str(final.folder),
-        "passed": verdict.passed,
-        "decided_by": verdict.decided_by,
-        "reasons": list(verdict.reasons),
-    }
+    yield _sealed(final, verdict.to_dict())
+
+
+def _sealed(candidate: Bundle, verdict: Mapping[str, Any]) -> Event:
+    said = {name: verdict[name] for name in ("passed", "decided_by", "reasons")}
+    return {"event": "sealed", "version": candidate.id, "folder": str(candidate.folder), **said}
 
 
 def _identity(chain: Sequence[Bundle], lessons: Lessons, config: TuneConfig) -> str:
