@@ -6,7 +6,7 @@ Knows nothing of robots or servers; those who do call it field by field, so that
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,9 @@ class _StrictLoader(yaml.SafeLoader):
 class Fields:
     """One mapping of a file. Reading removes a key; `done` complains about the rest. All methods raise ConfigError."""
 
-    def __init__(self, file: Path, data: object, where: str = ""):
-        self.file, self.where = file, where
+    def __init__(self, file: Path, data: object, where: str = "", lines: Mapping[str, int] | None = None):
+        """`lines`: of every key, by its full name, for errors."""
+        self.file, self.where, self._lines = file, where, lines or {}
         if not isinstance(data, dict):
             raise ConfigError(f"{file}: {where or 'file'}: expected a mapping of keys to values, got {_kind(data)}")
         if wrong := [key for key in data if not isinstance(key, str)]:
@@ -41,7 +42,9 @@ class Fields:
     @classmethod
     def read(cls, file: Path) -> Fields:
         try:
-            data = _StrictLoader(file.read_text(encoding="utf-8")).get_single_data()
+            loader = _StrictLoader(file.read_text(encoding="utf-8"))
+            node = loader.get_single_node()
+            data = None if node is None else loader.construct_document(node)
         except OSError as error:
             raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:
@@ -50,11 +53,12 @@ class Fields:
             mark = getattr(error, "problem_mark", None)
             line = f"line {mark.line + 1}: " if mark else ""
             raise ConfigError(f"{file}: {line}{getattr(error, 'problem', None) or 'not YAML'}") from error
-        return cls(file, data)
+        return cls(file, data, lines=dict(_lines(node, "")))
 
     def error(self, key: str, expected: str, got: object) -> ConfigError:
         name = f"{self.where}.{key}" if self.where else key
-        return ConfigError(f"{self.file}: {name}: expected {expected}, got {got!r}")
+        line = f" (line {self._lines[name]})" if name in self._lines else ""
+        return ConfigError(f"{self.file}: {name}: expected {expected}, got {got!r}{line}")
 
     def _take(self, key: str, expected: str) -> Any:
         if key not in self._left:
@@ -118,7 +122,7 @@ class Fields:
 
     def section(self, key: str) -> Fields:
         value = self._take(key, "a section")
-        return Fields(self.file, value, f"{self.where}.{key}" if self.where else key)
+        return Fields(self.file, value, f"{self.where}.{key}" if self.where else key, self._lines)
 
     def sections(self) -> Iterator[tuple[str, Fields]]:
         """Every remaining key as a section, in the order of the file."""
@@ -129,6 +133,15 @@ class Fields:
         if self._left:
             keys = ", ".join(self._left)
             raise ConfigError(f"{self.file}: {self.where or 'file'}: unknown {keys}; expected only known keys")
+
+
+def _lines(node: yaml.Node | None, where: str) -> Iterator[tuple[str, int]]:
+    """Full name and line of every key."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            name = f"{where}.{key.value}" if where else str(key.value)
+            yield name, key.start_mark.line + 1
+            yield from _lines(value, name)
 
 
 def _range(above: float, at_most: float) -> str:

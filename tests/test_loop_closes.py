@@ -52,11 +52,11 @@ def taught(place):
     done = hotpolicy(
         "session", str(place / "session"), "--robot", str(place / "robot.yaml"), "--store", str(place / "policies"),
         "--control", f"ipc://{place}/s.control", *[word for task in TASKS for word in ("--task", task)],
-        "--episodes", "8", "--steps", "25", "--trials", "0", "--tries", "2",
+        "--episodes", "8", "--steps", "25", "--trials", "0", "--tries", "2", "--auto",
         "--old-error", "1000", check=False,  # so short a run forgets
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "published" in done.stdout
+    assert "round  1" in done.stdout
     return base, Store(place / "policies").live()
 
 
@@ -88,11 +88,14 @@ def test_the_version_says_where_it_came_from(place, taught):
 def test_a_finished_session_has_nothing_left_to_do(place, taught):
     done = hotpolicy(
         "session", str(place / "session"), "--robot", str(place / "robot.yaml"), "--store", str(place / "policies"),
-        "--control", f"ipc://{place}/s.control", "--task", TASKS[0],
+        "--control", f"ipc://{place}/s.control", "--task", TASKS[0], "--tries", "2",
     )  # fmt: skip
     assert done.stdout == ""
     state = json.loads((place / "session" / "session.json").read_text())
-    assert state["published"] == [taught[1]]
+    (only,) = state["rounds"]
+    assert (only["version"], only["outcome"], only["tries"], only["episodes"]) == (taught[1], "live", 2, 8)
+    assert only["error"] < only["error_before"]
+    assert (place / "session" / "session.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_back_and_forward(place, taught):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hotpolicy.robots.teleop.terminal import Terminal
@@ -46,6 +46,7 @@ class Controls:
         self._now = now
         self._on_stop = on_stop
         self._stop = False  # asked for between episodes
+        self._others: Mapping[str, Callable[[], object]] = {}  # keys that mean something to somebody else
         self._toggled_at = float("-inf")  # s, when the last key of TAKE_OVER or PAUSE came
 
     def begin(self, buttons: Sequence[str] = ()) -> None:
@@ -77,6 +78,14 @@ class Controls:
                 self._pause(repeated=False)
         return keys
 
+    def listen(self, keys: Mapping[str, Callable[[], object]]) -> None:
+        """Call these too, whenever their key is found pressed."""
+        self._others = keys
+
+    def glance(self) -> None:
+        """Look at the keys while no episode runs; what they would say of one is void."""
+        self._pressed()
+
     def close(self) -> None:
         """Give the terminal its settings back."""
         if self._terminal is not None:
@@ -86,6 +95,9 @@ class Controls:
         keys = [] if self._terminal is None else self._terminal.pressed()
         if STOP in keys and self._on_stop is not None:
             self._on_stop(f"key {STOP}")  # before anything else these keys may say
+        for key in keys:
+            if key in self._others:
+                self._others[key]()
         return keys
 
     def _take_over(self, repeated: bool) -> None:
@@ -105,6 +117,12 @@ class Controlled:
     """What robots.sources asks of an operator, answered by its controls."""
 
     _controls: Controls
+
+    def listen(self, keys: Mapping[str, Callable[[], object]]) -> None:
+        self._controls.listen(keys)
+
+    def glance(self) -> None:
+        self._controls.glance()
 
     @property
     def decision(self) -> Decision:
