@@ -17,6 +17,7 @@ except ModuleNotFoundError as error:  # the thin install of a robot client has n
 
 from hotpolicy.launch import console
 from hotpolicy.launch.calibrate import calibrate
+from hotpolicy.launch.curves import curves
 from hotpolicy.launch.dataset import dataset
 from hotpolicy.launch.demo import demo
 from hotpolicy.launch.deployment import deploy
@@ -75,6 +76,7 @@ VERBS = (
     record,
     finetune,
     relevance,
+    curves,
     session,
     versions,
     swap,

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hotpolicy.launch.curves import sparkline
 from hotpolicy.launch.options import STORE, Key, ServerKey, StoreFolder
 from hotpolicy.runtime.errors import SwapRefused
 
@@ -190,7 +191,7 @@ def draw(events: Iterator[Event]) -> Iterator[Event]:
     from rich.progress import Progress
 
     with Progress(transient=True) as bars:
-        bar = bars.add_task("tuning", total=None)
+        bar, losses = bars.add_task("tuning", total=None), []
         for event in events:
             match event["event"]:
                 case "begin":
@@ -210,7 +211,9 @@ def draw(events: Iterator[Event]) -> Iterator[Event]:
                 case "resumed":
                     bars.console.print(f"goes on after step {event['step']}, where an earlier run was ended")
                 case "step":
-                    loss = "" if event["loss"] is None else f"loss {event['loss']:.3f}"
+                    if event["loss"] is not None:
+                        losses.append(event["loss"])
+                    loss = f"{sparkline(losses, 16)} loss {losses[-1]:.3f}" if losses else ""
                     bars.update(bar, total=event["steps"], completed=event["step"], description=f"tuning  {loss}")
                     if event["held_out"]:
                         bars.console.print(held_out_line(event), highlight=False)
