@@ -27,6 +27,7 @@ from hotpolicy.launch.finetune import finetune
 from hotpolicy.launch.importing import import_policy
 from hotpolicy.launch.keys import keys
 from hotpolicy.launch.pretrain import pretrain_nano
+from hotpolicy.launch.provenance import provenance
 from hotpolicy.launch.record import record
 from hotpolicy.launch.relevance import relevance
 from hotpolicy.launch.run import run
@@ -84,6 +85,7 @@ VERBS = (
     status,
     top,
     history,
+    provenance,
     add,
     export,
     doctor,
