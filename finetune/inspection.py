@@ -167,11 +167,21 @@ def inspect_whole(found: Survey) -> Iterator[Damage]:
         yield Damage(layout.STATS, "missing" if not (found.root / layout.STATS).exists() else str(error))
         return
     parts = [stats_of(found.rows[index]) for index in found.sealed if index in found.rows]
+    wrong = _wrong(parts, noted)
+    if wrong and (ahead := found.rows.get(len(found.sealed))):
+        # a crash came between this file and info.json, which is written last: opening puts it right
+        wrong = wrong if _wrong([*parts, stats_of(ahead)], noted) else []
+    yield from wrong
+
+
+def _wrong(parts: list[dict[str, Stats]], noted: Mapping[str, Any]) -> list[Damage]:
+    damages = []
     for name, merged in merge_columns(parts).items():
         if name not in noted:
-            yield Damage(layout.STATS, f"lacks {name}")
+            damages.append(Damage(layout.STATS, f"lacks {name}"))
         elif not _agree(merged, {part: np.array(noted[name][part]) for part in ("min", "max", "mean")}):
-            yield Damage(layout.STATS, f"{name}: not those of the episodes")
+            damages.append(Damage(layout.STATS, f"{name}: not those of the episodes"))
+    return damages
 
 
 def stats_of(row: Mapping[str, Any]) -> dict[str, Stats]:

@@ -83,6 +83,8 @@ def plan(root: Path, keep_altered: bool = False) -> Plan:
             made.sealed.append(index)
     taken_out = set(made.damaged)
     made.mended = [d for d in damages if d.episode not in taken_out and d.what != ALTERED]
+    if set(found.uncounted) - set(made.sealed):
+        made.mended.append(Damage(layout.STATS, "may count an episode that is not whole"))
     return made
 
 
@@ -96,6 +98,8 @@ def carry_out(made: Plan, drop: bool = False) -> Path | None:
     if made.damaged and not drop:
         names = "; ".join(line for line in made.lines() if line.startswith("take out"))
         raise DatasetError(f"{root}: nothing was changed: to mend it, --drop must allow to {names}")
+    if made.damaged and not made.keep:
+        raise DatasetError(f"{root}: nothing was changed: no episode of it is whole")
     with _alone(root):
         if not made.rebuilds:
             for file in made.found.leftovers:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 from made_up import SPEC, episode, same
 
 from hotpolicy.finetune.dataset import Dataset
+from hotpolicy.finetune.inspection import check
 from hotpolicy.finetune.recorder import Recorder
 from hotpolicy.runtime.errors import DatasetError
 
@@ -176,6 +179,7 @@ def test_a_crash_at_any_disk_operation_loses_at_most_the_episode_in_progress(
 
 WRITER = """
 import sys
+from hotpolicy.finetune.inspection import check
 from hotpolicy.finetune.recorder import Recorder
 from made_up import SPEC, episode
 with Recorder.open(sys.argv[1], SPEC, storage=sys.argv[2]) as recorder:
@@ -197,8 +201,10 @@ def test_kill_minus_nine_never_costs_a_sealed_episode(tmp_path: Path) -> None:
             assert writer.stdout is not None
             for _ in range(pause):
                 acknowledged = int(writer.stdout.readline())
+            time.sleep(random.Random(pause).uniform(0, 0.1))  # anywhere in what follows
             writer.send_signal(signal.SIGKILL)
             acknowledged = max([acknowledged, *map(int, writer.stdout.read().split())])
+        assert check(tmp_path / "set")[1] == []
         dataset = Dataset.open(tmp_path / "set")
         assert len(dataset) in (acknowledged + 1, acknowledged + 2)
     with Recorder.open(tmp_path / "set", SPEC) as recorder:
