@@ -7,8 +7,8 @@ bundle that is made of it) and removes it afterwards. Every measurement is a pro
 every few milliseconds: "anonymous" is memory that the kernel cannot drop and read again from a file. Cold: the files
 were dropped from the page cache just before; how much was then read from the disk is said. --naive loads as most
 programs do (6.6 GB, with as much of the file mapped beside it); --fp32 as the engine does where the processor does not
-multiply bf16 (13.2 GB). --export PRECISION writes it as ONNX, with the comparison with torch on one recorded frame and
-one made up, and then swaps an expert's delta into the export (13.2 GB, 4 GB of disk for int8).
+multiply bf16 (13.2 GB). --export PRECISION writes it as ONNX, compares it with torch on a frame of noise, and then
+swaps deltas into the export (13.2 GB for torch's side, and 4 GB of disk for int8).
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+# this folder goes last, or `import onnx` would find one of its files
+sys.path.sort(key=lambda place: Path(place).resolve() == Path(__file__).resolve().parent)
 
 from hotpolicy.launch.machine import describe_machine
 
