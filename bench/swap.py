@@ -5,7 +5,7 @@
 
 The server and each client are processes of their own. A calm phase comes before and after the swaps; `calm` pools both.
 With the echo policy every reply's actions must be those of the version the reply names; with any engine, its digest
-must. Candidates are deltas of the base (for echo, every fourth is a full bundle), staged and proven as in real use.
+must. Candidates are deltas of the base, every fourth a full bundle, staged and proven as in real use.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def versions_of_echo(store: Store, folder: Path, delay_ms: float) -> dict[str, f
 
 
 def versions_of(base: Bundle, store: Store, folder: Path) -> dict[str, float]:
-    """The base and deltas whose head differs by a thousandth; no level is known for them."""
+    """The base and candidates whose head differs by a thousandth: deltas, and every fourth a full bundle. No level is
+    known for them."""
     random = np.random.default_rng(0)
     ids = [store.add(base.folder)]
     head = {
@@ -83,9 +84,12 @@ def versions_of(base: Bundle, store: Store, folder: Path) -> dict[str, float]:
             for name, tensor in head.items()
         }
         manifest = base.manifest
+        whole = n % 4 == 3
+        files = {name: base.file(name) for name in manifest.files} if whole else {}
         bundle = seal(
-            folder, kind="delta", parent=base.id, model=manifest.model, tensors=moved, spec=manifest.spec,
-            transforms=manifest.transforms, provenance={"bench": n},
+            folder, kind="full" if whole else "delta", parent=None if whole else base.id, model=manifest.model,
+            tensors={**base.tensors(), **moved} if whole else moved, spec=manifest.spec,
+            transforms=manifest.transforms, provenance={"bench": n}, files=files,
         )  # fmt: skip
         ids.append(store.add(bundle.folder))
     return dict.fromkeys(ids, float("nan"))

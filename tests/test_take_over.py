@@ -32,6 +32,7 @@ from hotpolicy.robots.sources import Following, Pausing, SharedSource, Wish
 from hotpolicy.robots.teleop.controls import HAND_BACK_S, Controls
 from hotpolicy.robots.teleop.leader import NEAR, LeaderOperator
 from hotpolicy.robots.teleop.terminal import Terminal
+from hotpolicy.runtime.clock import Deadline
 from hotpolicy.runtime.errors import BusLost, ConfigError
 from hotpolicy.runtime.messages import Observation, RobotSpec
 
@@ -151,6 +152,9 @@ def test_the_leader_goes_along_while_a_policy_drives_and_lets_go_at_once(hand, o
         goals.append(hand.servos[0].goal_ticks)
     assert {servo.torque for servo in hand.servos} == {True}
     assert np.diff(goals).max() <= 3.0 * 4095 / 360 + 1  # behind limits of its own
+    deadline = Deadline.after(10)  # virtual servos move by the clock
+    while abs(leader.read().positions[0] - 25) > 1 and not deadline.passed():
+        time.sleep(0.01)
     assert leader.read().positions[0] == pytest.approx(25, abs=1)
     person.press(b" ")
     target = operator_.act(seen(at))
