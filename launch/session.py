@@ -226,15 +226,18 @@ class Session:
             self._obey(self._pressed.popleft())
         if self._going_back and self._going_back.done():
             self._gone_back(self._going_back)
-        match self.state.phase:
-            case "idle":
-                self._begin()
-            case "tuning":
-                self._follow()
-            case "asking":
-                self._ask()
-            case "publishing":
-                self._publish()
+        before = None
+        while self.state != before:  # one thing leads to the next
+            before = self.state
+            match self.state.phase:
+                case "idle":
+                    self._begin()
+                case "tuning":
+                    self._follow()
+                case "asking":
+                    self._ask()
+                case "publishing":
+                    self._publish()
 
     def _begin(self) -> None:
         from hotpolicy.launch import session_state
@@ -293,14 +296,13 @@ class Session:
 
     def _publish(self) -> None:
         from hotpolicy.launch import session_state
-        from hotpolicy.launch.versions import open_store
 
         entry = self.state.rounds[-1]
         trial = session_state.on_trial(self.state, self.plan.tries)
         if self._publishing is None:
             if trial is not None:  # its tries are of one version
                 return
-            base = open_store(self.plan.store).open(entry.version).manifest.parent
+            base = _base_of(self.plan.store, entry.version)
             self._publishing = self.commands.publish(entry.version, base, f"{self.state.name}-{entry.number}")
         elif self._publishing.done():
             reason, self._publishing = self._publishing.result(), None
@@ -349,6 +351,12 @@ class Session:
                 show_round(entry)
         if importlib.util.find_spec("matplotlib") is not None:
             save_plot(self.plan.folder, self.state.rounds)
+
+
+def _base_of(store: Path, version: str) -> str | None:
+    from hotpolicy.launch.versions import open_store
+
+    return open_store(store).open(version).manifest.parent
 
 
 def _errors(folder: Path) -> tuple[float | None, float | None]:
