@@ -11,7 +11,6 @@ with zeros where nothing is promised. In turn at random, in CPU time of the proc
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,9 +18,6 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from unittest import mock
-
-# this folder goes last, or `import onnx` would find another bench
-sys.path.sort(key=lambda place: Path(place).resolve() == Path(__file__).resolve().parent)
 
 import numpy as np
 import torch

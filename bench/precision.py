@@ -13,14 +13,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-
-# this folder goes last, or `import onnx` would find one of its files
-sys.path.sort(key=lambda place: Path(place).resolve() == Path(__file__).resolve().parent)
 
 from hotpolicy.launch.fleet import Exam, Fleet, by_verb
 from hotpolicy.launch.machine import describe_machine

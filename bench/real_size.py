@@ -27,9 +27,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-# this folder goes last, or `import onnx` would find one of its files
-sys.path.sort(key=lambda place: Path(place).resolve() == Path(__file__).resolve().parent)
-
 from hotpolicy.launch.machine import describe_machine
 
 WATCH_S = 0.004

@@ -53,8 +53,9 @@ def export(
     frames of noise.
 
     An int8 export beyond its bound is tried again with those layers kept in fp32 that harm most when they alone are
-    quantised. Raises ConfigError when `out` is there already or cannot be written, BundleError when the chain is not
-    whole, or ONNX Runtime differs from torch by more than the bound; then nothing is left behind."""
+    quantised. Raises ConfigError when `out` is there already or cannot be written, or nobody wrote graphs for the
+    model's family; BundleError when the chain is not whole, or ONNX Runtime differs from torch by more than the bound.
+    Then nothing is left behind."""
     out, kind = Path(out), check_precision(precision)
     if out.exists():
         raise ConfigError(f"out: expected a folder that does not exist, {out} does")
@@ -95,6 +96,7 @@ class _Job:
     def of(
         cls, chain: Sequence[Bundle], precision: Precision, bound: float, recorded: Sequence[Observation], made_up: int
     ) -> _Job:
+        graphs_of(chain[-1].manifest.model["family"])  # before a large model is read for nothing
         tensors, manifest, transforms = resolve(chain), chain[-1].manifest, Transforms.of_chain(chain)
         reference = _reference(chain, tensors)
         config = reference.model.config

@@ -1,7 +1,7 @@
 """Torch eager against ONNX Runtime in every precision: same frame and noise, the same threads, interleaved.
 
-    python bench/onnx.py [--size nano] [--threads 1] [--rounds 200] [--precision fp32 ...]
-    python bench/onnx.py --size middle --rounds 7 [--folder FOLDER]
+    python bench/exported.py [--size nano] [--threads 1] [--rounds 200] [--precision fp32 ...]
+    python bench/exported.py --size middle --rounds 7 [--folder FOLDER]
 
 nano is the shipped policy; middle (bench/middle.py) has random weights, so its errors say nothing about a task. Prints
 medians (and fastest) of the rounds and their ratio to torch's, then what an export and a swap cost. FOLDER keeps the
@@ -12,13 +12,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-
-# this folder goes last, or `import onnx` would find this file
-sys.path.sort(key=lambda place: Path(place).resolve() == Path(__file__).resolve().parent)
 
 import numpy as np
 import torch
