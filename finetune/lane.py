@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 from collections import deque
 from typing import Protocol
@@ -13,8 +11,6 @@ import numpy as np
 from hotpolicy.finetune.images import to_png
 from hotpolicy.finetune.spill import Spill
 from hotpolicy.finetune.stats import ImageStats
-
-NICE = 10  # by how much the threads that compress yield to others
 
 
 class Sink(Protocol):
@@ -100,9 +96,6 @@ class Lane:
             raise self._failure
 
     def _run(self) -> None:
-        if sys.platform == "linux":  # where a thread has a niceness of its own: the control loop comes first
-            me = threading.get_native_id()
-            os.setpriority(os.PRIO_PROCESS, me, os.getpriority(os.PRIO_PROCESS, me) + NICE)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._ended)

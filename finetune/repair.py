@@ -23,20 +23,24 @@ import pyarrow.parquet as pq
 from hotpolicy.finetune import layout, stats
 from hotpolicy.finetune.catalog import Clip, EpisodeInfo, camera_columns, write_row
 from hotpolicy.finetune.disk import make_folder, put
+from hotpolicy.finetune.footer import MAGIC, close_file
 from hotpolicy.finetune.inspection import ALTERED, check, inspect, load_columns, pictures, stats_of
+from hotpolicy.finetune.layout import Info
 from hotpolicy.finetune.survey import Damage, Survey
 from hotpolicy.runtime import durable
 from hotpolicy.runtime.digest import file_sha256
 from hotpolicy.runtime.errors import DatasetError
 
+CLOSED = "closed"  # the copy in which files that were never closed are closed
 MADE_AGAIN = ("data", "videos", "meta", "images", layout.WORK)  # not taken along as they are
 
 
 @dataclass(slots=True)
 class Plan:
-    """What a repair would do."""
+    """What a repair would do to the folder `root`."""
 
-    found: Survey
+    root: Path
+    found: Survey  # of `root`, or of a copy beside it in which files that were never closed are closed
     keep: list[EpisodeInfo] = field(default_factory=list)  # in their new order, with the numbers they have now
     sealed: list[int] = field(default_factory=list)  # of these, those that were whole but never counted
     damaged: dict[int, list[Damage]] = field(default_factory=dict)  # episodes that cannot be kept
@@ -53,14 +57,16 @@ class Plan:
         lines += [f"seal episode {index}, which is whole but was never counted" for index in self.sealed]
         lines += [f"keep as it is now: {file}" for file in self.altered]
         lines += [f"make again: {_of(damage)}{damage.file}: {damage.what}" for damage in self.mended]
-        return lines + [f"remove what never ended: {file}" for file in self.found.leftovers]
+        return lines + [f"remove what never ended: {what}" for what in self.found.gathered()]
 
 
 def plan(root: Path, keep_altered: bool = False) -> Plan:
     """Look at every byte and decide. `keep_altered`: files that differ from what was recorded but can be read are kept
     as they are. Raises DatasetError when nothing can be made of the folder."""
-    found, damages = check(root)
-    made = Plan(found)
+    closed = _close_files(root)
+    found, damages = check(_beside(root, CLOSED) if closed else root)
+    damages += closed
+    made = Plan(root, found)
     for index in sorted({*found.sealed, *found.episodes}):
         of_it = [damage for damage in damages if damage.episode == index]
         if index not in found.sealed:
@@ -75,7 +81,7 @@ def plan(root: Path, keep_altered: bool = False) -> Plan:
             if index in found.sealed:
                 made.damaged[index] = fatal or of_it
             else:
-                found.leftovers += [file for file in found.episodes[index].files if (root / file).exists()]
+                found.leftovers += [file for file in found.episodes[index].files if (found.root / file).exists()]
             continue
         made.altered += changed
         made.keep.append(found.episodes[index])
@@ -94,7 +100,7 @@ def carry_out(made: Plan, drop: bool = False) -> Path | None:
     Raises DatasetError when episodes would have to be taken out and `drop` does not say so, when a recorder has the
     folder open, or when the result is not whole: then nothing has changed.
     """
-    root = made.found.root
+    root = made.root
     if made.damaged and not drop:
         names = "; ".join(line for line in made.lines() if line.startswith("take out"))
         raise DatasetError(f"{root}: nothing was changed: to mend it, --drop must allow to {names}")
@@ -105,7 +111,7 @@ def carry_out(made: Plan, drop: bool = False) -> Path | None:
             for file in made.found.leftovers:
                 (root / file).unlink(missing_ok=True)
             return None
-        fresh = root.with_name(f".{root.name}.repair")
+        fresh = _beside(root, "repair")
         shutil.rmtree(fresh, ignore_errors=True)  # of a repair that was killed
         try:
             _Builder(made, fresh).build()
@@ -121,6 +127,39 @@ def carry_out(made: Plan, drop: bool = False) -> Path | None:
         os.rename(fresh, root)
         durable.sync_folder(root.parent)
     return before
+
+
+@contextmanager
+def planned(root: Path, keep_altered: bool = False) -> Iterator[Plan]:
+    """`plan`, and at the end whatever it needed beside the folder is gone."""
+    try:
+        yield plan(root, keep_altered)
+    finally:
+        shutil.rmtree(_beside(root, CLOSED), ignore_errors=True)
+
+
+def _close_files(root: Path) -> list[Damage]:
+    """Where LeRobot was killed: a copy of the folder in which files of rows that were never closed can be read as far
+    as they go. What was done, file by file; none: then there is no copy either."""
+    copy = _beside(root, CLOSED)
+    shutil.rmtree(copy, ignore_errors=True)
+    try:
+        features = Info.load(root).features
+    except DatasetError:
+        return []
+    done = []
+    for path in sorted((root / "data").glob("*/*.parquet")):
+        content = path.read_bytes()
+        if content[:4] != MAGIC or content[-4:] == MAGIC or (closed := close_file(content, features)) is None:
+            continue
+        if not copy.exists():
+            shutil.copytree(root, copy, copy_function=lambda old, new: durable.link_file(Path(old), Path(new)))
+        file = str(path.relative_to(root))
+        (copy / file).unlink()
+        put(copy / file, closed)
+        frames = pq.read_metadata(copy / file).num_rows
+        done.append(Damage(file, f"never closed; the first {frames} frames can be read", None, True))
+    return done
 
 
 class _Builder:
@@ -268,6 +307,10 @@ def _alone(root: Path) -> Iterator[None]:
             yield
     except filelock.Timeout as error:
         raise DatasetError(f"{root}: a recorder has it open") from error
+
+
+def _beside(root: Path, what: str) -> Path:
+    return root.with_name(f".{root.name}.{what}")
 
 
 def _free_name(root: Path) -> Path:

@@ -6,6 +6,7 @@ the files: our own say what they are (`layout.load_record`), LeRobot's from the 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from hotpolicy.finetune.images import CODECS, count_frames
 from hotpolicy.finetune.layout import Info
 from hotpolicy.runtime.errors import DatasetError, HotpolicyError
 from hotpolicy.runtime.messages import RobotSpec
+
+FEW = 3  # files of a folder that are named one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,12 @@ class Survey:
     def uncounted(self) -> list[int]:
         """Episodes there is a trace of that `info.json` does not count."""
         return [index for index in self.episodes if index not in self.sealed]
+
+    def gathered(self) -> list[str]:
+        """The leftovers for people: many in one folder are one line."""
+        folders = Counter(str(Path(file).parent) for file in self.leftovers)
+        few = [file for file in self.leftovers if folders[str(Path(file).parent)] <= FEW]
+        return few + [f"{folder} ({count} files)" for folder, count in folders.items() if count > FEW]
 
     def note(self, file: str, error: Exception | str, episode: int | None = None) -> None:
         text = str(error).replace(f"{self.root}/", "")

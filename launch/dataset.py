@@ -28,7 +28,7 @@ def check(folder: Folder, as_json: AsJson = False) -> None:
         typer.echo(json.dumps(report(found, damages), indent=2))
     else:
         console.show([asdict(damage) for damage in damages], ("file", "episode", "what"), False) if damages else None
-        for file in found.leftovers:
+        for file in found.gathered():
             typer.echo(f"left of a recording that never ended, or one that goes on: {file}")
         if extra := found.uncounted:
             typer.echo(f"episodes that info.json does not count: {', '.join(map(str, extra))}")
@@ -72,11 +72,11 @@ def repair(
     as_json: AsJson = False,
 ) -> None:
     """Mend what a crash, a full disk or another tool left. The folder as it was stays beside, as NAME.before-repair."""
-    from hotpolicy.finetune.repair import carry_out, plan
+    from hotpolicy.finetune.repair import carry_out, planned
 
-    made = plan(folder.resolve(), keep_altered)
-    lines = made.lines()
-    before = None if dry_run else carry_out(made, drop)
+    with planned(folder.resolve(), keep_altered) as made:
+        lines = made.lines()
+        before = None if dry_run else carry_out(made, drop)
     if as_json:
         done = {"steps": lines, "done": not dry_run, "episodes": len(made.keep), "before": before and str(before)}
         typer.echo(json.dumps(done, indent=2))

@@ -6,18 +6,23 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from calling import call
 from damages import DAMAGE, DATA, PICTURES, record, recorded, rewrite, tear
 from made_up import SPEC, same
 
 from hotpolicy.finetune.dataset import Dataset
+from hotpolicy.finetune.footer import close_file
 from hotpolicy.finetune.inspection import check
+from hotpolicy.finetune.layout import Info
 from hotpolicy.finetune.recorder import Recorder
-from hotpolicy.finetune.repair import carry_out, plan
+from hotpolicy.finetune.repair import carry_out, plan, planned
 from hotpolicy.runtime.errors import DatasetError
 
 LEROBOT = Path(__file__).parent / "golden/lerobot_dataset"
@@ -176,6 +181,61 @@ def test_an_episode_out_of_lerobots_shared_files(tmp_path: Path) -> None:
     ours = Dataset.open(root)
     same(ours.episode(0), Dataset.open(LEROBOT).episode(1))
     np.testing.assert_array_equal(ours.column("index"), np.arange(5))
+
+
+def never_closed(table: pa.Table, groups: int) -> bytes:
+    """A parquet file as it is on disk when its writer is killed after so many row groups."""
+    out = pa.BufferOutputStream()
+    writer = pq.ParquetWriter(out, table.schema, compression="snappy")
+    start = 0
+    for size in range(len(table) // groups, len(table) + 1, len(table) // groups):
+        writer.write_table(table.slice(start, size - start))
+        start = size
+    writer.close()
+    content: bytes = out.getvalue().to_pybytes()
+    return content[: -8 - int.from_bytes(content[-8:-4], "little")]
+
+
+@pytest.mark.parametrize("name", ["video", "image"])
+def test_rows_of_a_writer_that_was_killed_anywhere(tmp_path: Path, name: str) -> None:
+    record(tmp_path, name)
+    features = Info.load(tmp_path).features
+    table = pa.concat_tables([pq.read_table(path) for path in sorted((tmp_path / "data").glob("*/*.parquet"))])
+    whole, found = never_closed(table.replace_schema_metadata(None), 3), set()
+    for cut in [*range(0, len(whole), len(whole) // 60), len(whole)]:
+        closed = close_file(whole[:cut], features)
+        rows = 0 if closed is None else len(read := pq.read_table(BytesIO(closed)))
+        assert rows in (0, 7, 14, 21)
+        assert not rows or read.to_pylist() == table.slice(0, rows).to_pylist()
+        found.add(rows)
+    assert found == {0, 7, 14, 21}
+    assert close_file(whole, {**features, "more": {"dtype": "float32", "shape": [1]}}) is None
+
+
+def test_a_recording_of_lerobot_that_was_killed(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    shutil.copytree(LEROBOT, root)
+    rows = root / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(rows, partitioning=None)
+    parts = [table.slice(0, 6), table.slice(6)]
+    out = pa.BufferOutputStream()
+    with pq.ParquetWriter(out, table.schema, compression="snappy") as writer:
+        for part in parts:
+            writer.write_table(part)
+    content = out.getvalue().to_pybytes()
+    rows.write_bytes(content[: -8 - int.from_bytes(content[-8:-4], "little")])
+    meta = root / "meta/episodes/chunk-000/file-000.parquet"
+    meta.write_bytes(meta.read_bytes()[:4])
+    sealed = dict(files(root))
+    with planned(root) as made:
+        assert "never closed; the first 11 frames can be read" in "".join(made.lines())
+        before = carry_out(made)
+    assert before is not None
+    assert dict(files(before)) == sealed
+    assert check(root)[1] == []
+    assert sorted(path.name for path in root.parent.iterdir()) == ["set", "set.before-repair"]
+    for index in range(2):
+        same(Dataset.open(root).episode(index), Dataset.open(LEROBOT).episode(index))
 
 
 def test_the_verb(root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

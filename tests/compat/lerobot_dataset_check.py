@@ -30,7 +30,7 @@ from made_up import JOINTS, SPEC, episode
 from hotpolicy.finetune.dataset import Dataset
 from hotpolicy.finetune.episodes import Episode
 from hotpolicy.finetune.recorder import Recorder
-from hotpolicy.finetune.repair import carry_out, plan
+from hotpolicy.finetune.repair import carry_out, plan, planned
 from hotpolicy.runtime.messages import CameraSpec
 
 FLAGS = ("intervention", "next.success", "policy_version")
@@ -102,6 +102,7 @@ def theirs_in_ours(folder: Path, use_videos: bool) -> None:
             }
             theirs.add_frame({**frame, "task": one.task})
         theirs.save_episode()
+    shutil.copytree(folder, folder.with_name(f"{folder.name}-killed"))  # what a kill at this moment would leave
     theirs.finalize()
     loaded = LeRobotDataset("hotpolicy/check", root=folder)
     ours = Dataset.open(folder)
@@ -148,6 +149,15 @@ def lost_metadata_of_theirs(folder: Path, written: Path) -> None:
     print("LeRobot's without meta/episodes, mended by us, in LeRobot: 11 frames equal")
 
 
+def killed_theirs(folder: Path) -> None:
+    """A recording of LeRobot's that never reached `finalize`: neither rows nor episodes can be read, until mended."""
+    with planned(folder) as made:
+        carry_out(made)
+    spec = replace(SPEC, cameras=(CameraSpec("front", 64, 96),))
+    _same_in_theirs(folder, [episode(0, 6, spec=spec), episode(1, 5, "lift the blue cube", spec)])
+    print(f"LeRobot's, killed before finalize, mended by us, in LeRobot: 11 frames equal ({folder.name})")
+
+
 def _same_in_theirs(folder: Path, left: list[Episode]) -> None:
     theirs = LeRobotDataset("hotpolicy/check", root=folder)
     assert theirs.num_episodes == len(left)
@@ -176,6 +186,8 @@ def main() -> None:
         theirs_in_ours(folder / "their-video", use_videos=True)
         mended_in_theirs(folder / "mended")
         lost_metadata_of_theirs(folder / "lost", folder / "their-video")
+        killed_theirs(folder / "their-video-killed")
+        killed_theirs(folder / "their-image-killed")
         if arguments.golden:
             shutil.copytree(folder / "their-video", arguments.golden)
 
