@@ -1,4 +1,4 @@
-"""docs/deploy.md is true: its commands exist with these options, its tables are what the code says."""
+"""docs/deploy.md and docs/scale.md are true: their commands exist with these options, tables are what the code says."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ from hotpolicy.runtime.footprint import Need
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/deploy.md").read_text()
-BLOCKS = re.findall(r"^```(?:console|sh)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-INLINE = re.findall(r"`(hotpolicy [^`]+)`", PAGE)
+SCALE = (ROOT / "docs/scale.md").read_text()
+BEFORE = re.compile(r"^(sudo (-u \w+ )?|ssh \w+ |torchrun --no-python --nproc-per-node \d+ )")
 
 
-def commands() -> list[str]:
+def commands(page: str) -> list[str]:
     """Every call of hotpolicy on the page, without what it is piped from, to or behind."""
-    lines = [line for block in BLOCKS for line in block.splitlines() if not line.startswith("#")]
-    parts = [part.strip() for line in [*lines, *INLINE] for part in re.split(r"\||&&|>", line.removeprefix("$ "))]
-    calls = [
-        re.sub(r"^sudo (-u \w+ )?", "", part).replace("/opt/hotpolicy/bin/hotpolicy ", "hotpolicy ", 1)
-        for part in parts
-    ]
+    blocks = re.findall(r"^```(?:console|sh)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    inline = [" ".join(found.split()) for found in re.findall(r"`(hotpolicy [^`]+)`", page)]
+    lines = [line for block in blocks for line in block.splitlines() if not line.startswith("#")]
+    parts = [part.strip() for line in [*lines, *inline] for part in re.split(r"\||&&|>", line.removeprefix("$ "))]
+    calls = [BEFORE.sub("", part).replace("/opt/hotpolicy/bin/hotpolicy ", "hotpolicy ", 1) for part in parts]
     return [part for part in calls if part.startswith("hotpolicy ")]
 
 
-@pytest.mark.parametrize("line", sorted(set(commands())))
+@pytest.mark.parametrize("line", sorted({*commands(PAGE), *commands(SCALE)}))
 def test_command_exists(line: str) -> None:
     _, *words = shlex.split(line)
     command = typer.main.get_command(app)
@@ -44,9 +43,16 @@ def test_command_exists(line: str) -> None:
 
 def test_the_way_is_whole() -> None:
     """From a demonstration to a service, nothing left out, and what was not run is said."""
-    verbs = {line.split()[1] for line in commands()}
+    verbs = {line.split()[1] for line in commands(PAGE)}
     assert {"record", "finetune", "export", "serve", "run", "swap", "rollback", "deploy", "add", "status"} <= verbs
     assert "Nothing on this page was run on a Jetson" in PAGE
+
+
+def test_the_round_is_whole() -> None:
+    """From many robots' episodes to a version on each and back, and what is not there is said."""
+    verbs = {line.split()[1] for line in commands(SCALE)}
+    assert {"finetune", "dataset", "add", "swap", "run", "rollback", "status", "history", "provenance", "keys"} <= verbs
+    assert "FSDP is not there yet" in SCALE
 
 
 def test_table_of_the_real_models() -> None:
@@ -68,6 +74,8 @@ def test_list_of_files(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
 
 
 def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", PAGE):
+    for target in re.findall(r"\]\(([^)#]+)\)", PAGE + SCALE):
         assert target.startswith("https://") or (ROOT / "docs" / target).exists()
-    assert "docs/deploy.md" in (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text()
+    assert "docs/deploy.md" in readme
+    assert "docs/scale.md" in readme
