@@ -32,7 +32,7 @@ def save(folder: Path, version: str, moments: Mapping[str, Tensor]) -> None:
         for old in folder.iterdir():
             if old != path:
                 old.unlink()
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
         log.warning("%s: optimiser state not kept: %s", folder, error)
         fresh.unlink(missing_ok=True)
 

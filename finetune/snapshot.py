@@ -7,8 +7,10 @@ says what the run is made of (parent, data, settings): a snapshot of another run
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,9 @@ from torch import Tensor
 from hotpolicy.runtime import durable
 from hotpolicy.runtime.errors import TuningError
 
+log = logging.getLogger(__name__)
 FACTS, TENSORS = "run.json", "tensors.safetensors"
+KEPT_S = 7 * 86_400.0  # a run that was not taken up again for so long is given up
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,9 @@ def save(folder: Path, identity: str, snapshot: Snapshot) -> Path:
         for old in folder.iterdir():
             if old.name != name and old.name.startswith(("step-", ".snapshot-")):
                 shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise TuningError(f"{folder}: the training checkpoint cannot be written: {error.strerror}") from error
+    except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
+        reason = getattr(error, "strerror", None) or error
+        raise TuningError(f"{folder}: the training checkpoint cannot be written: {reason}") from error
     return folder / name
 
 
@@ -75,3 +80,11 @@ def newest(folder: Path, identity: str) -> Snapshot | None:
         except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
             raise TuningError(f"{path}: expected a training checkpoint, remove it to begin again: {error}") from error
     return None
+
+
+def sweep(folder: Path) -> None:
+    """Remove the snapshots of runs that were killed long ago and not given again."""
+    for path in folder.glob("*/"):
+        if time.time() - path.stat().st_mtime > KEPT_S:
+            log.warning("removed %s, of a run that was not taken up again", path)
+            shutil.rmtree(path, ignore_errors=True)

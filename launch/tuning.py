@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from hotpolicy.finetune import snapshot as snapshots
 from hotpolicy.finetune.budget import PREFERENCE, choose
 from hotpolicy.finetune.candidate import candidate_of, seal_candidate
 from hotpolicy.finetune.dataset import Dataset
+from hotpolicy.finetune.drafts import draft, settle
 from hotpolicy.finetune.findings import Finding, look_through
 from hotpolicy.finetune.frames import Frames
 from hotpolicy.finetune.gate import Bounds, judge
@@ -81,17 +81,19 @@ def tune(job: Job) -> Iterator[Event]:
         raise TuningError("job: a named one is for a single process")
     store = open_store(job.store)
     home = store.root / "training"
-    home.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
-        try:  # one that lost its parent may be ending yet
-            held.enter_context(filelock.FileLock(home / f"{job.name}.lock", timeout=LOCK_S))
-        except filelock.Timeout as error:
-            raise TuningError(f"{job.name}: another process is at this job") from error
+        with _written(home):
+            home.mkdir(parents=True, exist_ok=True)
+            try:  # one that lost its parent may be ending yet
+                held.enter_context(filelock.FileLock(home / f"{job.name}.lock", timeout=LOCK_S))
+            except filelock.Timeout as error:
+                raise TuningError(f"{job.name}: another process is at this job") from error
         if done := candidate_of(store.root / "candidates", job.name):
             verdict = done.manifest.verdict
             assert verdict is not None
             if verdict["passed"]:
-                store.add(done.folder)
+                with _written(store.root):
+                    store.add(done.folder)
             yield _sealed(done, verdict)
             return
         yield from _run(job, ranks)
@@ -113,25 +115,32 @@ def _run(job: Job, ranks: Ranks) -> Iterator[Event]:
     remembered = moments.load(store.root / "moments", chain[-1].id) if job.carry else None
     trainer = Trainer(desk.engine.model, live.transforms, live.spec, lessons, config, home, ranks, remembered)
     training, identity = store.root / "training", _identity(chain, lessons, config)
+    snapshots.sweep(training)
     yield from _train(trainer, job, training, identity)
     if not ranks.first:
         return
     outcome, candidates = trainer.outcome, store.root / "candidates"
     yield {"event": "trained", "seconds": round(outcome.seconds, 2), "steps": outcome.steps, "notes": outcome.notes}
-    if not job.gate:
-        sealed = seal_candidate(candidates, chain, outcome, lessons, config, job.name)
-        _forget(training, identity)
-        yield {"event": "sealed", "version": sealed.id, "folder": str(sealed.folder), "passed": None, "reasons": []}
-        return
-    sealing = _judged(desk, candidates, outcome, replace(job, config=config))
-    while (event := next(sealing))["event"] != "sealed":
-        yield event
-    if event["passed"]:
-        if job.carry:
-            moments.save(store.root / "moments", event["version"], trainer.learner.moments())
-        store.add(Path(event["folder"]))
+    with _written(store.root):
+        event: Event = {}
+        for event in _judged(desk, candidates, outcome, replace(job, config=config)):
+            if event["event"] != "sealed":
+                yield event
+        if event["passed"]:
+            if job.carry:
+                moments.save(store.root / "moments", event["version"], trainer.learner.moments())
+            store.add(Path(event["folder"]))
     _forget(training, identity)
     yield event
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """A disk that does not take what is written there is one line, not a trace."""
+    try:
+        yield
+    except OSError as error:
+        raise TuningError(f"{error.filename or folder}: cannot be written: {error.strerror or error}") from error
 
 
 @dataclass(frozen=True)
@@ -235,15 +244,16 @@ def _step(progress: Progress) -> Event:
 
 
 def _judged(desk: Desk, candidates: Path, outcome: Outcome, job: Job) -> Iterator[Event]:
-    """Trials, then the sealed candidate with its verdict."""
+    """Trials, then the sealed candidate with its verdict; without a gate, sealed as it is."""
     chain, lessons, live = desk.chain, desk.lessons, desk.live
-    candidates.mkdir(parents=True, exist_ok=True)
-    # A policy is made of a bundle, and the bundle to keep has the verdict in it: the draft lies beside it, so that its
-    # weights need only another name.
-    with tempfile.TemporaryDirectory(prefix=".draft-", dir=candidates) as scratch:
-        draft = seal_candidate(Path(scratch), chain, outcome, lessons, job.config, job.name)
+    # A policy is made of a bundle, and the bundle to keep has the verdict in it.
+    with draft(candidates) as scratch:
+        unjudged = seal_candidate(scratch, chain, outcome, lessons, job.config, job.name)
+        if not job.gate:
+            yield _sealed(settle(unjudged, candidates), {"passed": None, "reasons": []})
+            return
         engine = TorchEngine(outcome.model.eval(), place=desk.engine.place)
-        candidate = Policy(draft, engine, live.files, live.transforms)
+        candidate = Policy(unjudged, engine, live.files, live.transforms)
         tried = []
         if job.trials:
             old = lessons.old.task_names() if lessons.old is not None else ()
@@ -252,12 +262,12 @@ def _judged(desk: Desk, candidates: Path, outcome: Outcome, job: Job) -> Iterato
                 yield {"event": "trial", **trial.to_dict()}
         golden = Golden.of_chain(chain) or Golden.blank(live.spec, live.horizon, width=live.width)
         verdict = judge(candidate, live, golden, outcome.curves, tried, job.bounds)
-        final = seal_verdict(draft, candidates, verdict.to_dict())
+        final = settle(seal_verdict(unjudged, scratch, verdict.to_dict()), candidates)
     yield _sealed(final, verdict.to_dict())
 
 
 def _sealed(candidate: Bundle, verdict: Mapping[str, Any]) -> Event:
-    said = {name: verdict[name] for name in ("passed", "decided_by", "reasons")}
+    said = {name: verdict[name] for name in ("passed", "decided_by", "reasons") if name in verdict}
     return {"event": "sealed", "version": candidate.id, "folder": str(candidate.folder), **said}
 
 
