@@ -27,7 +27,7 @@ from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.policy import Policy
 from hotpolicy.runtime.store import Store
 
-LONGEST_REST_MS = 500.0
+REST_BATCHES, LONGEST_REST_MS = 3, 500.0
 log = logging.getLogger(__name__)
 Load = Callable[..., ServedPolicy]  # (bundle, parent policy or None) -> policy; a delta is given its parent
 
@@ -74,11 +74,12 @@ class Loader:
         """Load and try a version; `warm` are the policies in memory, by id; `pace` tells what live takes while it
         serves, ms, or 0. Raises one of CANDIDATE_FAULTS.
 
-        Live serves meanwhile, on the same processor. Between two questions to the candidate as much time is left as
-        live takes for a batch, so that hardly any batch meets more than one of them."""
+        Live serves meanwhile, on the same processor. Between two questions to the candidate so much time is left as
+        live takes for some batches, so that a robot whose request waits for one of them and is computed in the next
+        meets hardly more than one question."""
 
         def rest() -> None:
-            time.sleep(min(pace(), LONGEST_REST_MS) / 1000)
+            time.sleep(min(REST_BATCHES * pace(), LONGEST_REST_MS) / 1000)
 
         started = now()
         policy, root, golden = self._load_chain(version, warm)
