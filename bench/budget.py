@@ -15,12 +15,13 @@ import os
 import platform
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from middle import middle
 
 from hotpolicy.finetune.budget import Situation, available_bytes, plan, resident_bytes
 from hotpolicy.finetune.frames import Frames
@@ -31,20 +32,13 @@ from hotpolicy.finetune.settings import TuneConfig
 from hotpolicy.finetune.strategy import strategy
 from hotpolicy.finetune.trainer import Trainer
 from hotpolicy.runtime.messages import CameraSpec, Joint, RobotSpec
-from hotpolicy.runtime.model.pi0 import GemmaConfig, Pi0, Pi0Config, VisionConfig
+from hotpolicy.runtime.model.pi0 import Pi0
 from hotpolicy.runtime.tokenizer import WordTokenizer
 from hotpolicy.runtime.transforms import Normalise, Relative, Transforms
 
 STRATEGIES = ("heads", "expert", "lora-expert", "lora", "top-4", "full")
 JOINTS, CAMERAS, FRAMES = 7, ("front", "wrist"), 12
-MIDDLE = Pi0Config(  # pi0's proportions, as in bench/model.py
-    VisionConfig("siglip", image_size=224, width=512, layers=12, heads=8, mlp=2048),
-    language=GemmaConfig(width=1024, layers=11, mlp=4096, heads=8, kv_heads=1, head_dim=256),
-    expert=GemmaConfig(width=384, layers=11, mlp=1024, heads=8, kv_heads=1, head_dim=256),
-    vocabulary=8192,
-    action_dim=JOINTS,
-    horizon=50,
-)
+MIDDLE = replace(middle(), action_dim=JOINTS)
 SPEC = RobotSpec(
     tuple(Joint(f"joint_{n}.pos", "deg", -90, 90) for n in range(JOINTS)),
     tuple(CameraSpec(name, 224, 224) for name in CAMERAS),

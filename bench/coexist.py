@@ -22,13 +22,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from hovering import record_hovering
 
-from hotpolicy.finetune.episodes import Episode
-from hotpolicy.finetune.recorder import Recorder
 from hotpolicy.launch.nano import SHIPPED
-from hotpolicy.robots.sim.demonstrations import demonstrate
-from hotpolicy.robots.sim.tasks import KNOWN_COLOURS, Task
-from hotpolicy.robots.sim.world import World
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.client import PolicyClient
 from hotpolicy.runtime.clock import Rate
@@ -36,7 +32,6 @@ from hotpolicy.runtime.config import ServeConfig
 from hotpolicy.runtime.control import Control
 from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.loader import load_with
-from hotpolicy.runtime.messages import RobotSpec
 from hotpolicy.runtime.server import PolicyServer
 from hotpolicy.runtime.slot import Slot
 from hotpolicy.runtime.store import Store
@@ -81,27 +76,6 @@ def tuning(data: Path, store: Path, strategy: str, nice: int) -> Iterator[None]:
             process.kill()
 
 
-def recorded(folder: Path, spec: RobotSpec) -> Path:
-    world, count, seed = World(), 0, 0
-    with Recorder.open(folder, spec) as recorder:
-        while count < 24:
-            demo = demonstrate(world, Task("hover", KNOWN_COLOURS[count % 4]), seed, wide=False, perturb=False)
-            seed += 1
-            if demo is None:
-                continue
-            count += 1
-            frames = len(demo.state)
-            episode = Episode(
-                demo.task.instruction, {"front": demo.images}, demo.state, demo.action, demo.action,
-                np.zeros(frames, bool), (None,) * frames, True,
-            )  # fmt: skip
-            recorder.begin(episode.task)
-            for step in episode.steps():
-                recorder.step(step)
-            recorder.save(success=True)
-    return folder
-
-
 def latencies(endpoint: str, rate_hz: float, seconds: float) -> list[float]:
     """ms, of a robot that asks at its pace."""
     bundle, took = Bundle.open(SHIPPED), []
@@ -131,7 +105,7 @@ def main() -> None:
         root, endpoint = Path(folder), f"ipc://{folder}/s"
         store = Store(root / "store")
         store.promote(store.add(SHIPPED), by="bench", request_id="first")
-        data = recorded(root / "data", Bundle.open(SHIPPED).manifest.spec)
+        data = record_hovering(root / "data", Bundle.open(SHIPPED).manifest.spec, episodes=24)
         with server(root / "store", endpoint):
             for _ in range(options.rounds):
                 alone += latencies(endpoint, options.rate, options.seconds)

@@ -27,16 +27,12 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from hovering import record_hovering
 
-from hotpolicy.finetune.episodes import Episode
 from hotpolicy.finetune.layout import INFO, WORK
-from hotpolicy.finetune.recorder import Recorder
 from hotpolicy.launch.nano import SHIPPED
 from hotpolicy.launch.rollouts import Score, rollout
-from hotpolicy.robots.sim.demonstrations import demonstrate
-from hotpolicy.robots.sim.tasks import KNOWN_COLOURS, Task
-from hotpolicy.robots.sim.world import World
+from hotpolicy.robots.sim.tasks import Task
 from hotpolicy.runtime.bundle import Bundle, seal_verdict
 from hotpolicy.runtime.client import ControlClient, PolicyClient
 from hotpolicy.runtime.clock import Rate, now
@@ -131,23 +127,8 @@ def ship(source: Path, target: Path, last: str) -> int:
 
 def record(robot: Robot, number: int, episodes: int) -> None:
     """`episodes` of hovering, in scenes that no other robot sees."""
-    world, kept, seed = World(), 0, 10_000 * (number + 1)
-    with Recorder.open(robot.folder / "data", Bundle.open(SHIPPED).manifest.spec) as recorder:
-        while kept < episodes:
-            task = Task("hover", KNOWN_COLOURS[(number + kept) % len(KNOWN_COLOURS)])
-            demo = demonstrate(world, task, seed, wide=False, perturb=False)
-            seed += 1
-            if demo is None:
-                continue
-            kept, frames = kept + 1, len(demo.state)
-            episode = Episode(
-                task.instruction, {"front": demo.images}, demo.state, demo.action, demo.action,
-                np.zeros(frames, bool), (None,) * frames, True,
-            )  # fmt: skip
-            recorder.begin(episode.task)
-            for step in episode.steps():
-                recorder.step(step)
-            recorder.save(success=True)
+    spec = Bundle.open(SHIPPED).manifest.spec
+    record_hovering(robot.folder / "data", spec, episodes, scene=10_000 * (number + 1), colour=number)
 
 
 def serve(root: str, endpoint: str) -> None:

@@ -14,6 +14,7 @@ from hotpolicy.finetune.gauge import Cost
 from hotpolicy.finetune.settings import TuneConfig
 
 FP32 = 4  # bytes
+COPIES, MOMENTS = 2, 2  # of each number that learns: itself and its average; AdamW's memory
 OPTIMISER_S = 4e-9  # seconds for a parameter's step of AdamW and of the average, one thread; see bench/budget.py
 MARGIN = 0.1  # of the memory that is available stays so
 PREFERENCE = ("expert", "lora-expert", "heads")  # what to take first where only the motion is new
@@ -51,6 +52,11 @@ class Plan:
     @property
     def fits(self) -> bool:
         return self.memory.total <= self.available
+
+
+def least_bytes(trained: int) -> int:
+    """What so many parameters that learn take at the least, whatever is computed with them."""
+    return (COPIES + 1 + MOMENTS) * FP32 * trained
 
 
 def available_bytes(loaded: int, folder: Path = Path("/sys/fs/cgroup")) -> int:
@@ -142,9 +148,9 @@ def _memory(cost: Cost, given: Situation, config: TuneConfig) -> Memory:
     keeps = config.patience is not None or config.strategy == "progressive"
     return Memory(
         loaded=given.loaded,
-        weights=2 * FP32 * cost.trained,
+        weights=COPIES * FP32 * cost.trained,
         gradients=FP32 * cost.trained,
-        optimiser=2 * FP32 * cost.trained,
+        optimiser=MOMENTS * FP32 * cost.trained,
         best=FP32 * cost.trained if keeps else 0,
         activations=config.at_once * (per_frame + 2 * cost.widest),
         cache=cost.cache * given.frames if _kept(cost, given.frames, config) == "memory" else 0,

@@ -17,6 +17,7 @@ from torch import Tensor
 from hotpolicy.finetune import lora
 from hotpolicy.finetune.cache import frame_bytes
 from hotpolicy.finetune.frames import Frames
+from hotpolicy.finetune.learner import computing
 from hotpolicy.finetune.settings import TuneConfig
 from hotpolicy.finetune.strategy import Stage
 from hotpolicy.runtime.clock import now
@@ -91,7 +92,7 @@ class _Batch:
     def seconds(self, stage: Stage, backward: bool) -> tuple[float, float]:
         """There and back again, and the prefix apart from that where it is frozen: else it is in the first."""
         prefix, prefix_seconds = None, 0.0
-        with self._computing():
+        with computing(self.config):
             if stage.frozen_prefix:
                 with torch.no_grad():
                     prefix, prefix_seconds = _timed(self._read)
@@ -106,7 +107,7 @@ class _Batch:
     def kept(self, stage: Stage) -> _Count:
         """What autograd keeps between there and back."""
         prefix = None
-        with self._computing():
+        with computing(self.config):
             if stage.frozen_prefix:
                 with torch.no_grad():
                     prefix = self._read()
@@ -122,9 +123,6 @@ class _Batch:
 
     def _read(self) -> Prefix:
         return self.frames.prefix(self.model, torch.arange(self.count))
-
-    def _computing(self) -> torch.autocast:
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16")
 
 
 @dataclass

@@ -24,6 +24,11 @@ from hotpolicy.runtime.model.vla import Vla
 State = dict[str, Tensor]
 
 
+def computing(config: TuneConfig) -> torch.autocast:
+    """What every pass there and back is done in: the precision of matrix products."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16")
+
+
 class Learner:
     def __init__(self, parent: Vla, stages: Sequence[Stage], config: TuneConfig):
         """Enters the first stage. Raises ConfigError for a rank that a layer does not have."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +18,7 @@ from hotpolicy.finetune.curves import ByTask, Curves, Evaluation
 from hotpolicy.finetune.frames import Frames, concatenate
 from hotpolicy.finetune.held_out import HeldOut
 from hotpolicy.finetune.keeper import Keeper
-from hotpolicy.finetune.learner import Learner
+from hotpolicy.finetune.learner import Learner, computing
 from hotpolicy.finetune.lessons import Lessons
 from hotpolicy.finetune.ranks import ALONE, Ranks
 from hotpolicy.finetune.settings import TuneConfig
@@ -210,15 +209,12 @@ class Trainer:
     def _choose_prefixes(self) -> None:
         self._sources.close()
         watched = {side: held.frames for side, held in self.watched.items()}
-        with self._computing():
+        with computing(self.config):
             self._sources = choose(
                 self.learner.model, self.frames, watched, self.stage.frozen_prefix, self.config, self._home
             )
         if self._sources.note:
             self.notes.append(self._sources.note)
-
-    def _computing(self) -> AbstractContextManager[object]:
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def _step(self, step: int) -> float:
         config, model = self.config, self.learner.model
@@ -232,7 +228,7 @@ class Trainer:
                 continue
             chosen = rows[part]
             state, actions = self.frames.state[chosen], self.frames.actions[chosen]
-            with self._computing():
+            with computing(self.config):
                 loss = model.flow_loss(self._sources.train.take(chosen), state, actions, noise[part], times[part])
             share = loss.float().mean() * (len(part) / len(rows))
             share.backward()
@@ -263,7 +259,7 @@ class Trainer:
     def _evaluate(self, step: int) -> Evaluation:
         """Of the averaged weights, which are what would be published."""
         model = self.learner.averaged
-        with self._computing():
+        with computing(self.config):
             sides: dict[str, ByTask] = {
                 side: held.measure(
                     model, self._sources.watched.get(side) or ComputedPrefixes(model, held.frames), self.config.at_once

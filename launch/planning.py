@@ -12,7 +12,16 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from hotpolicy.finetune.budget import Plan, Situation, available_bytes, choose, plan, relief, resident_bytes
+from hotpolicy.finetune.budget import (
+    Plan,
+    Situation,
+    available_bytes,
+    choose,
+    least_bytes,
+    plan,
+    relief,
+    resident_bytes,
+)
 from hotpolicy.finetune.frames import Frames
 from hotpolicy.finetune.gauge import Gauge
 from hotpolicy.finetune.settings import TuneConfig
@@ -22,7 +31,6 @@ from hotpolicy.runtime.errors import TuningError
 if TYPE_CHECKING:
     from hotpolicy.runtime.model.vla import Vla
 
-FIXED = 5 * 4  # bytes a parameter that learns takes at the least: its copy, average, gradient and two moments
 MB = 1e6
 
 
@@ -48,7 +56,7 @@ def survey(model: Vla, frames: Frames, total: int, config: TuneConfig, wanted: S
         stages, gauge = strategy(name, model).stages, Gauge(model, frames, one)
         sizes = dict(model.named_parameters())
         heaviest = max(sum(sizes[key].numel() for key in stage.learning(model)) for stage in stages)
-        there_is_room = loaded + FIXED * heaviest < given.available
+        there_is_room = loaded + least_bytes(heaviest) < given.available
         costs = [gauge.measure(stage, backward=there_is_room) for stage in stages]
         shares = [stage.share for stage in stages]
         found = plan(costs, shares, one, given)
