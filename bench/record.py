@@ -1,7 +1,8 @@
 """What recording costs the control loop: three moving 640x480 cameras at 30 Hz, the recorder behind its feed.
 
-    python bench/record.py                     # 60 s each: nobody listens, h264, av1, png
-    python bench/record.py --seconds 20 --only h264
+    python bench/record.py                     # 60 s each: nobody listens, h264 in a process and in threads
+    python bench/record.py --rounds 5 --seconds 20          # in turn, five times, and the sums
+    python bench/record.py --only av1          # or png, or av1-thread
     python bench/record.py --load 2            # beside two processes that never rest
 
 The loop, its feed and the recorder are the real ones; the bare arm only remembers its goal, and the cameras hand out
@@ -42,7 +43,15 @@ SPEC = RobotSpec(
     cameras=tuple(CameraSpec(name, 480, 640) for name in ("front", "wrist", "side")),
     rate_hz=HERTZ,
 )
-KINDS = {"none": None, "h264": ("video", "h264"), "av1": ("video", "av1"), "png": ("image", "h264")}
+KINDS: dict[str, dict[str, Any] | None] = {
+    "none": None,
+    "h264": {"storage": "video", "codec": "h264", "encoding": "process"},
+    "h264-thread": {"storage": "video", "codec": "h264", "encoding": "thread"},
+    "av1": {"storage": "video", "codec": "av1", "encoding": "process"},
+    "av1-thread": {"storage": "video", "codec": "av1", "encoding": "thread"},
+    "png": {"storage": "image"},
+}
+USUAL = ("none", "h264", "h264-thread")
 
 
 def pictures(seed: int, count: int = 45) -> list[np.ndarray]:
@@ -128,8 +137,9 @@ class Result:
     handing_max_ms: float
     dropped: int  # ticks that are not in the dataset
     spilled: int  # camera frames
-    cpu: float  # of one core, while the episode lasted and was sealed
-    memory_mb: float  # most the process held
+    cpu: float  # of one core, of the loop's process, while the episode lasted and was sealed
+    encoder_cpu: float  # of one core, of the encoder process
+    memory_mb: float  # most the loop's process has held since it began
     sealing_s: float  # after the last tick
     mb_per_min: float
 
@@ -139,18 +149,19 @@ def measure(kind: str, cameras: list[Camera], seconds: float) -> Result:
     with tempfile.TemporaryDirectory(prefix="record") as name, ExitStack() as stack:
         root, feeds = Path(name) / "set", []
         if storage := KINDS[kind]:
-            recorder = stack.enter_context(Recorder.open(root, SPEC, storage=storage[0], codec=storage[1]))  # type: ignore[arg-type]
+            recorder = stack.enter_context(Recorder.open(root, SPEC, **storage))
             feeds = [TimedFeed(recorder)]
         arm = LimitedArm(Arm(), Limits.of(SPEC, 90.0))
         arm.torque(True)
         loop = ControlLoop(arm, cameras, Rate(HERTZ), feeds)
-        began, cpu = now(), time.process_time()
+        began, cpu, others = now(), time.process_time(), resource.getrusage(resource.RUSAGE_CHILDREN)
         report = loop.run(TASK, Wave(), ticks)
         cpu = (time.process_time() - cpu) / (now() - began)
         kept, spilled, size = ticks, 0, 0
         took = [0.0]
         if feeds:
             feeds[0].close()
+            recorder.close()  # what its process used is known when that is over
             took = feeds[0].took
             dataset = Dataset.open(root)
             dataset.verify()
@@ -159,8 +170,10 @@ def measure(kind: str, cameras: list[Camera], seconds: float) -> Result:
             size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
     p99, most = np.percentile(took, (99, 100)) * 1000
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    encoder = (after.ru_utime + after.ru_stime - others.ru_utime - others.ru_stime) / report.seconds
     return Result(
-        report.late, 1000 * report.longest_lag_s, p99, most, ticks - kept, spilled, cpu, peak,
+        report.late, 1000 * report.longest_lag_s, p99, most, ticks - kept, spilled, cpu, encoder, peak,
         max(0.0, report.seconds - seconds), size / 1e6 / seconds * 60,
     )  # fmt: skip
 
@@ -172,6 +185,7 @@ def burn() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--only", choices=KINDS, action="append")
     parser.add_argument("--load", type=int, default=0, help="processes beside it that never rest")
@@ -183,14 +197,20 @@ def main() -> None:
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     print(f"{platform.machine()}, {cores} cores, load {load:.1f} at the start, Python {platform.python_version()}")
     print(f"3 cameras 640x480, {HERTZ} Hz, {options.seconds:g} s each, {options.load} processes beside it")
-    print("| kind | late ticks | longest lag, ms | handing over, ms p99 (max) | dropped | spilled | cores | MB held | "
-          "sealing, s | MB/min |")  # fmt: skip
-    print("|-|-:|-:|-:|-:|-:|-:|-:|-:|-:|")
-    for kind in options.only or KINDS:
-        r = measure(kind, cameras, options.seconds)
-        print(f"| {kind} | {r.late} | {r.longest_lag_ms:.1f} | {r.handing_p99_ms:.2f} ({r.handing_max_ms:.2f}) | "
-              f"{r.dropped} | {r.spilled} | {r.cpu:.2f} | {r.memory_mb:.0f} | {r.sealing_s:.1f} | "
-              f"{r.mb_per_min:.0f} |", flush=True)  # fmt: skip
+    print("| kind | late ticks | longest lag, ms | handing over, ms p99 (max) | dropped | spilled | cores | encoder | "
+          "MB held | sealing, s | MB/min |")  # fmt: skip
+    print("|-|-:|-:|-:|-:|-:|-:|-:|-:|-:|-:|")
+    late: dict[str, list[int]] = {}
+    for _ in range(options.rounds):
+        for kind in options.only or USUAL:
+            r = measure(kind, cameras, options.seconds)
+            late.setdefault(kind, []).append(r.late)
+            print(f"| {kind} | {r.late} | {r.longest_lag_ms:.1f} | {r.handing_p99_ms:.2f} ({r.handing_max_ms:.2f}) | "
+                  f"{r.dropped} | {r.spilled} | {r.cpu:.2f} | {r.encoder_cpu:.2f} | {r.memory_mb:.0f} | "
+                  f"{r.sealing_s:.1f} | {r.mb_per_min:.0f} |", flush=True)  # fmt: skip
+    ticks = round(options.seconds * HERTZ) * options.rounds
+    for kind, counts in late.items():
+        print(f"late ticks of {ticks}, {kind}: {sum(counts)} ({', '.join(map(str, counts))})")
     for other in others:
         other.terminate()
 

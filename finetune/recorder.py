@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,31 +16,18 @@ from typing import Any
 import av
 import filelock
 
-from hotpolicy.finetune import layout, stats
-from hotpolicy.finetune.catalog import Clip, EpisodeInfo, write_row
-from hotpolicy.finetune.dataset import Dataset
-from hotpolicy.finetune.disk import make_folder, move, put, require_room
+from hotpolicy.finetune import layout
+from hotpolicy.finetune.disk import make_folder, put, require_room
+from hotpolicy.finetune.encoders import EncoderProcess
 from hotpolicy.finetune.episodes import Episode, check_step
 from hotpolicy.finetune.images import Codec, codec_named
 from hotpolicy.finetune.layout import WORK, Info, Storage
-from hotpolicy.finetune.take import Take
-from hotpolicy.runtime.digest import file_sha256
+from hotpolicy.finetune.sealed import Sealed
+from hotpolicy.finetune.take import Encoding, Take, encoders_for
 from hotpolicy.runtime.errors import BadRequest, DatasetError
 from hotpolicy.runtime.messages import RobotSpec, Step
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Sealed:
-    """What info.json and its neighbours say; replaced as a whole when an episode is sealed."""
-
-    info: Info
-    tasks: tuple[str, ...]
-    versions: tuple[str, ...]  # policy versions by the numbers in the column policy_version
-    sums: Mapping[str, str]  # file -> sha256
-    stats: Mapping[str, stats.Stats]
-    place: Mapping[str, int]  # chunk_index and file_index of the next episode's files
 
 
 class Recorder:
@@ -50,15 +36,16 @@ class Recorder:
     `save` returns only when the episode is durable. Used by one thread at a time; one recorder per folder.
     """
 
-    def __init__(self, root: Path, spec: RobotSpec, codec: Codec, lock: filelock.BaseFileLock):
+    def __init__(self, root: Path, spec: RobotSpec, codec: Codec, lock: filelock.BaseFileLock, encoding: Encoding):
         self.root = root
         self.spec = spec
-        self.repaired: tuple[str, ...] = ()  # what opening had to put right
         self._codec = codec
         self._lock = lock
         self._taking: Take | None = None
         self._fault: Exception | None = None  # why the episode in progress is lost
-        self._sealed = self._load()
+        self._sealed, self.repaired = Sealed.load(root, spec)  # `repaired`: what had to be put right
+        self._encoding = encoding
+        self._encoders = self._start_encoders()
 
     @classmethod
     def open(
@@ -69,11 +56,13 @@ class Recorder:
         storage: Storage = "auto",
         codec: str = "h264",
         robot_type: str = "so_follower",
+        encoding: Encoding = "auto",
     ) -> Recorder:
         """Create a dataset, or go on with one recorded on the same robot, back at its last sealed state.
 
         `storage` "image" keeps frames as PNG inside parquet (lossless), "video" as mp4, "auto" decides by camera
-        size; `codec` is "h264" or "av1". A dataset that exists keeps its own storage ("auto") and codec.
+        size; `codec` is "h264" or "av1". A dataset that exists keeps its own storage ("auto") and codec. Videos are
+        encoded in a "process" of their own or in a "thread"; "auto" spares small ones the process.
         Raises ConfigError for a robot that cannot be recorded so, DatasetError when the folder is no dataset, is
         damaged, is in use or has other columns.
         """
@@ -99,7 +88,7 @@ class Recorder:
             else:
                 info = Info(fps=layout.whole_rate(spec), features=features, robot_type=robot_type)
                 put(root / layout.INFO, layout.json_file(info.to_dict()))
-            recorder = cls(root, spec, codec_named(codec), lock)
+            recorder = cls(root, spec, codec_named(codec), lock, encoding)
         except BaseException:
             lock.release()
             raise
@@ -114,7 +103,11 @@ class Recorder:
             raise BadRequest("episode: expected save or discard of the one in progress first")
         try:
             require_room(self.root)
-            self._taking = Take(task, self.root / WORK, self._sealed.info, self._codec)
+            if self._encoders and (how := self._encoders.over):
+                log.warning("%s: starting another encoder process; the last one is over: %s", self.root, how)
+                self._encoders.close()
+                self._encoders = self._start_encoders()
+            self._taking = Take(task, self.root / WORK, self._sealed.info, self._codec, self._encoders)
         except (OSError, av.FFmpegError) as error:
             raise DatasetError(f"{self.root}: episode {len(self)} cannot be begun ({error})") from error
 
@@ -151,7 +144,8 @@ class Recorder:
             self.discard()
             raise BadRequest("episode: expected at least one frame to save, got none")
         try:
-            return self._seal(take, success)
+            self._sealed = self._sealed.add(take, success)
+            return len(self) - 1
         except (OSError, av.FFmpegError) as error:
             raise DatasetError(f"{self.root}: episode {len(self)} was not sealed ({error})") from error
         finally:
@@ -177,6 +171,8 @@ class Recorder:
     def close(self) -> None:
         """Let go of the folder; an episode in progress is discarded."""
         self.discard()
+        if self._encoders:
+            self._encoders.close()
         self._lock.release()
 
     def __len__(self) -> int:
@@ -196,82 +192,11 @@ class Recorder:
             raise BadRequest("episode: expected begin first")
         return self._taking
 
-    def _load(self) -> _Sealed:
-        """Take up the sealed state, and clear away what a crash left beyond it."""
-        dataset = Dataset.open(self.root)
-        place = _next_place(dataset.info, *(place for episode in dataset.episodes for place in episode.places))
-        sealed = _Sealed(dataset.info, dataset.tasks, dataset.versions, dataset.sums, dataset.stats(), place)
-        leftovers = unsealed(self.root, sealed.info, place)
-        if any(WORK not in path.parts for path in leftovers):
-            self._put_summaries(sealed)  # they may run ahead of info.json
-        for path in leftovers:
-            path.unlink(missing_ok=True)  # the summaries above may have used up their own
-        if leftovers:
-            names = ", ".join(str(path.relative_to(self.root)) for path in leftovers)
-            self.repaired = (f"removed what was left of an episode that was never sealed: {names}",)
-            log.warning("%s: %s", self.root, self.repaired[0])
-        return sealed
-
-    def _seal(self, take: Take, success: bool | None) -> int:
-        before = self._sealed
-        number = before.info.total_episodes
-        place = before.place
-        videos = take.finish()
-        tasks = before.tasks if take.task in before.tasks else (*before.tasks, take.task)
-        new_versions = {version for version in take.versions if version} - set(before.versions)
-        versions = (*before.versions, *sorted(new_versions))
-        columns = take.columns(tasks.index(take.task), versions, success)
-        episode_stats = take.stats(columns)
-
-        data = self.root / WORK / "data.parquet"
-        record = self._record(take, versions, success)
-        data.write_bytes(layout.parquet(layout.with_record(take.rows(columns), record)))
-        moves = {layout.DATA.format(**place): data}
-        moves |= {layout.VIDEO.format(video_key=column, **place): path for column, path in videos.items()}
-        sums = {**before.sums, **{name: file_sha256(path) for name, path in moves.items()}}
-        for name, path in moves.items():
-            move(path, self.root / name)
-        clips = {column: Clip(layout.VIDEO.format(video_key=column, **place), 0.0) for column in videos}
-        file = layout.DATA.format(**place)
-        episode = EpisodeInfo(number, len(take), take.task, before.info.total_frames, file, clips, success, 0)
-        row = layout.parquet(write_row(episode, before.info.fps, place, episode_stats))
-        put(self.root / layout.EPISODES.format(**place), row)
-
-        info = replace(
-            before.info,
-            total_episodes=number + 1,
-            total_frames=before.info.total_frames + len(take),
-            total_tasks=len(tasks),
-        )
-        after = _Sealed(
-            info, tasks, versions, sums, stats.merge_columns([before.stats, episode_stats]), _next_place(info, place)
-        )
-        self._put_summaries(after)
-        put(self.root / layout.INFO, layout.json_file(info.to_dict()))  # from here on it is sealed
-        self._sealed = after
-        return number
-
-    def _record(self, take: Take, versions: tuple[str, ...], success: bool | None) -> dict[str, Any]:
-        """What each episode's file says of itself, so that all of `meta` can be made again from the files."""
-        return {
-            "task": take.task,
-            "success": success,
-            "versions": {version: versions.index(version) for version in sorted(set(filter(None, take.versions)))},
-            "spilled": take.spilled,
-            "spec": self.spec.to_dict(),
-            "robot_type": self._sealed.info.robot_type,
-        }
-
-    def _put_summaries(self, sealed: _Sealed) -> None:
-        put(self.root / layout.TASKS, layout.tasks_file(sealed.tasks))
-        put(self.root / layout.STATS, layout.json_file(stats.to_lists(sealed.stats)))
-        extra = {
-            "schema": 1,
-            "spec": self.spec.to_dict(),
-            "policy_versions": sealed.versions,
-            "sha256": sealed.sums,
-        }
-        put(self.root / layout.EXTRA, layout.json_file(extra))
+    def _start_encoders(self) -> EncoderProcess | None:
+        try:
+            return encoders_for(self._sealed.info, self._encoding)
+        except OSError as error:
+            raise DatasetError(f"{self.root}: no encoder process can be started ({error})") from error
 
 
 def _same_columns(root: Path, spec: RobotSpec, storage: Storage) -> str | None:
@@ -294,20 +219,3 @@ def _shape(feature: Mapping[str, Any] | None, storage: Storage) -> tuple[Any, ..
         return None
     dtype = "camera" if storage == "auto" and feature["dtype"] in ("image", "video") else feature["dtype"]
     return dtype, list(feature["shape"]), feature.get("names")
-
-
-def _next_place(info: Info, *used: Mapping[str, int]) -> dict[str, int]:
-    """Where the files of the next episode go: behind all that are in use. Each episode has files of its own."""
-    files = [place["chunk_index"] * info.chunks_size + place["file_index"] + 1 for place in used]
-    chunk, file = divmod(max([info.total_episodes, *files]), info.chunks_size)
-    return {"chunk_index": chunk, "file_index": file}
-
-
-def unsealed(root: Path, info: Info, place: Mapping[str, int]) -> list[Path]:
-    """What a crash may have left of the one episode after the sealed ones. Nothing else is ever touched."""
-    names = [layout.DATA.format(**place), layout.EPISODES.format(**place)]
-    names += [layout.VIDEO.format(video_key=column, **place) for column in info.features]
-    found = [root / name for name in names if (root / name).exists()]
-    found += sorted((root / "meta").glob("**/.*.tmp"))
-    work = root / WORK
-    return found + sorted(path for path in (work.iterdir() if work.is_dir() else ()) if path.name != "lock")

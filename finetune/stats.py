@@ -30,24 +30,25 @@ def of_numbers(values: np.ndarray) -> Stats:
 class ImageStats:
     """Counts the 256 levels of each channel as frames come; statistics in [0, 1], of shape (3, 1, 1)."""
 
-    def __init__(self) -> None:
-        self.frames = 0
-        self._levels = np.zeros((3, 256), dtype=np.int64)
+    def __init__(self, levels: np.ndarray | None = None, frames: int = 0) -> None:
+        """`levels` (3, 256): the counts so far, of so many frames; None: none yet."""
+        self.frames = frames
+        self.levels = np.zeros((3, 256), dtype=np.int64) if levels is None else levels
 
     def add(self, image: np.ndarray) -> None:
         """Count one (height, width, 3) uint8 image."""
         stride = max(1, max(image.shape[:2]) // SIDE)
         for channel in range(3):
             thinned = image[::stride, ::stride, channel]
-            self._levels[channel] += np.bincount(thinned.ravel(), minlength=256)
+            self.levels[channel] += np.bincount(thinned.ravel(), minlength=256)
         self.frames += 1
 
     def stats(self) -> Stats:
         levels = np.arange(256) / 255.0
-        share = self._levels / self._levels.sum(axis=1, keepdims=True)
+        share = self.levels / self.levels.sum(axis=1, keepdims=True)
         cumulated = np.cumsum(share, axis=1)
         mean = share @ levels
-        seen = self._levels > 0
+        seen = self.levels > 0
         channels: Stats = {
             "min": levels[seen.argmax(axis=1)],
             "max": levels[255 - seen[:, ::-1].argmax(axis=1)],

@@ -4,31 +4,38 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from hotpolicy.finetune import layout
 from hotpolicy.finetune.disk import require_room
+from hotpolicy.finetune.encoders import EncoderProcess
 from hotpolicy.finetune.images import Codec, VideoWriter, count_frames
 from hotpolicy.finetune.lane import Lane, Pngs
 from hotpolicy.finetune.layout import Info
+from hotpolicy.finetune.remote_lane import RemoteLane
 from hotpolicy.finetune.spill import Spill
 from hotpolicy.finetune.stats import Stats, of_numbers
 from hotpolicy.runtime.messages import Step
 
 log = logging.getLogger(__name__)
 
+Encoding = Literal["auto", "process", "thread"]  # where videos are encoded
+
 ROOM = 64e6  # bytes of frames, of all cameras together, that wait in memory for their encoders
+BRISK = 2_000_000  # pixels a second of all videos together, from which on encoding is worth a process of its own
 
 
 class Take:
     """Frames of one episode on their way to disk. Knows the columns, not where sealed files go."""
 
-    def __init__(self, task: str, folder: Path, info: Info, codec: Codec):
+    def __init__(self, task: str, folder: Path, info: Info, codec: Codec, encoders: EncoderProcess | None = None):
+        """`encoders`: where videos are encoded; None: in threads of this process."""
         self.task = task
         self.versions: list[str | None] = []  # (frames,)
         self._info = info
@@ -36,19 +43,23 @@ class Take:
         self._interventions: list[bool] = []
         self._folder = folder
         self._pngs: dict[str, Pngs] = {}
-        self._videos: dict[str, VideoWriter] = {}
-        self._lanes: dict[str, Lane] = {}
+        self._videos: dict[str, Path] = {}
+        self._lanes: dict[str, Lane | RemoteLane] = {}
         cameras = {name: feature for name, feature in info.features.items() if name.startswith(layout.IMAGES)}
         for column, feature in cameras.items():
             height, width, _ = feature["shape"]
-            sink: Pngs | VideoWriter
-            if feature["dtype"] == "image":
-                sink = self._pngs[column] = Pngs()
-            else:
-                path = folder / f"{column}.mp4"
-                sink = self._videos[column] = VideoWriter(path, height, width, info.fps, codec)
             spill = Spill(folder / f"{column}.spill", (height, width, 3))
-            self._lanes[column] = Lane(column, sink, spill, ROOM / len(cameras))
+            if feature["dtype"] == "image":
+                pngs = self._pngs[column] = Pngs()
+                self._lanes[column] = Lane(column, pngs, spill, ROOM / len(cameras))
+                continue
+            # of this process: an encoder that outlives a killed recorder for a moment must not meet the next one
+            path = self._videos[column] = folder / f"{column}.{os.getpid()}.mp4"
+            if encoders is None:
+                writer = VideoWriter(path, height, width, info.fps, codec)
+                self._lanes[column] = Lane(column, writer, spill, ROOM / len(cameras))
+            else:
+                self._lanes[column] = RemoteLane(encoders, column, path, info.fps, codec, spill)
 
     def __len__(self) -> int:
         return len(self.versions)
@@ -114,15 +125,26 @@ class Take:
             log.info("%d camera frames had to wait on disk; compressing the last of them", self.spilled)
         for lane in self._lanes.values():
             lane.finish()
-        for video in self._videos.values():
-            if (found := count_frames(video.path)) != len(self):
-                raise OSError(errno.EIO, f"expected {len(self)} frames in the video, found {found}", str(video.path))
-        return {column: video.path for column, video in self._videos.items()}
+        for path in self._videos.values():
+            if (found := count_frames(path)) != len(self):
+                raise OSError(errno.EIO, f"expected {len(self)} frames in the video, found {found}", str(path))
+        return dict(self._videos)
 
     def abandon(self) -> None:
         """Let go of everything; harmless after `finish`."""
         for lane in self._lanes.values():
             lane.abandon()
+
+
+def encoders_for(info: Info, encoding: Encoding) -> EncoderProcess | None:
+    """The process that encodes the videos of such a dataset; None: threads do. Raises OSError when it cannot start."""
+    videos = {column: feature for column, feature in info.features.items() if feature["dtype"] == "video"}
+    shapes = {column: (feature["shape"][0], feature["shape"][1], 3) for column, feature in videos.items()}
+    brisk = sum(height * width for height, width, _ in shapes.values()) * info.fps >= BRISK
+    if not shapes or encoding == "thread" or (encoding == "auto" and not brisk):
+        return None
+    cameras = sum(column.startswith(layout.IMAGES) for column in info.features)
+    return EncoderProcess(shapes, ROOM / cameras)
 
 
 def _arrow(values: np.ndarray) -> pa.Array:
