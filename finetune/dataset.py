@@ -6,9 +6,7 @@ read while a recorder appends to it.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,20 +17,14 @@ import pyarrow as pa
 from hotpolicy.finetune import layout
 from hotpolicy.finetune.catalog import EpisodeInfo, camera_columns, check_files, joint_names, load_episodes, load_stats
 from hotpolicy.finetune.episodes import Episode
-from hotpolicy.finetune.images import from_png, read_video
+from hotpolicy.finetune.images import read_video
 from hotpolicy.finetune.layout import Info
+from hotpolicy.finetune.rows import embedded, load_rows, numbers
+from hotpolicy.finetune.split import Split, split
 from hotpolicy.finetune.stats import Stats
 from hotpolicy.runtime.digest import file_sha256
 from hotpolicy.runtime.errors import DatasetError
 from hotpolicy.runtime.messages import CameraSpec, RobotSpec
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """Episode numbers to train on and to hold out."""
-
-    train: tuple[int, ...]
-    held_out: tuple[int, ...]
 
 
 class Dataset:
@@ -158,19 +150,7 @@ class Dataset:
         An episode's side depends on the seed, its task and its place among the episodes of that task only: as the
         dataset grows, none that was held out is ever trained on.
         """
-        if not 0.0 <= held_out <= 0.5:
-            raise DatasetError(f"held_out: expected a share from 0 to 0.5, got {held_out}")
-        of_task: dict[str, list[int]] = defaultdict(list)
-        for info in self.episodes:
-            of_task[info.task].append(info.index)
-        out: set[int] = set()
-        for task, members in of_task.items() if held_out else ():
-            block = round(1 / held_out)
-            for start in range(0, len(members), block):
-                draw = np.random.default_rng([seed, *task.encode(), start])
-                place = int(draw.integers(1, min(block, 3))) if start == 0 else int(draw.integers(block))
-                out.update(members[start + place : start + place + 1])
-        return Split(tuple(i for i in range(len(self)) if i not in out), tuple(sorted(out)))
+        return split(self.episodes, held_out, seed)
 
     @cached_property
     def digest(self) -> str:
@@ -216,26 +196,10 @@ class Dataset:
         return self._table(info, [name for name in self.features if name in wanted | pictures])
 
     def _table(self, info: EpisodeInfo, columns: list[str]) -> pa.Table:
-        path = self.root / info.file
-        table = layout.load_table(path, ["frame_index", *columns], filters=[("episode_index", "=", info.index)])
-        if table.column("frame_index").to_pylist() != list(range(info.length)):
-            raise DatasetError(
-                f"{path}: expected frames 0 to {info.length - 1} of episode {info.index}, found {len(table)} rows"
-            )
-        empty = [name for name in columns if table.column(name).null_count]
-        if empty:
-            raise DatasetError(f"{path}: expected a value in every row of {', '.join(empty)}")
-        return table
+        return load_rows(self.root, info, columns)
 
     def _numbers(self, rows: pa.Table, name: str, info: EpisodeInfo) -> np.ndarray:
-        column = rows.column(name)
-        shape = tuple(self.features[name]["shape"])
-        if pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type):
-            values = pa.concat_arrays([chunk.flatten() for chunk in column.chunks]).to_numpy(zero_copy_only=False)
-            if values.size != info.length * int(np.prod(shape)):
-                raise DatasetError(f"{self.root / info.file}: {name}: expected {shape} numbers in every row")
-            return values.reshape(info.length, *shape)
-        return column.to_numpy()
+        return numbers(rows, name, tuple(self.features[name]["shape"]), self.root / info.file)
 
     def _names_of_versions(self, rows: pa.Table) -> tuple[str | None, ...]:
         numbers = rows.column(layout.POLICY).to_pylist()
@@ -253,18 +217,9 @@ class Dataset:
             times = [i / self.rate_hz for i in range(info.length)]
             frames, file = read_video(self.root / clip.file, clip.start, times), clip.file
         else:
-            frames, file = self._embedded(rows.column(self._columns[camera]), info), info.file
+            frames, file = embedded(rows.column(self._columns[camera]), self.root / info.file), info.file
         if frames.shape[1:] != (spec.height, spec.width, 3):
             raise DatasetError(
                 f"{self.root / file}: expected {camera} images of {spec.height}x{spec.width}, got {frames.shape[1:]}"
             )
         return frames
-
-    def _embedded(self, column: pa.ChunkedArray, info: EpisodeInfo) -> np.ndarray:
-        contents = [row["bytes"] for row in column.to_pylist()]
-        if not all(contents):
-            raise DatasetError(f"{self.root / info.file}: expected images embedded as bytes, found paths")
-        try:
-            return np.stack([from_png(content) for content in contents])
-        except ValueError as error:  # sizes differ within the episode
-            raise DatasetError(f"{self.root / info.file}: episode {info.index}: {error}") from error

@@ -54,7 +54,8 @@ def _versions(dataset: Dataset, info: EpisodeInfo) -> list[str]:
     numbers = layout.load_table(
         dataset.root / info.file, [layout.POLICY], filters=[("episode_index", "=", info.index)]
     ).column(layout.POLICY)
-    return [dataset.versions[number] for number in sorted(set(numbers.to_pylist())) if number >= 0]
+    names = dict(enumerate(dataset.versions))  # of none, where another tool lost meta/hotpolicy.json
+    return [names.get(number, f"unknown {number}") for number in sorted(set(numbers.to_pylist())) if number >= 0]
 
 
 def _storage(dataset: Dataset, camera: str) -> str:

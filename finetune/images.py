@@ -144,7 +144,7 @@ def walk_video(path: Path, start: float, times: Sequence[float]) -> Iterator[np.
                 found += 1
                 yield image
     except (av.FFmpegError, IndexError) as error:
-        raise DatasetError(f"{path}: expected a whole mp4 ({error})") from error
+        raise DatasetError(f"{path}: expected a whole mp4 ({getattr(error, 'strerror', None) or error})") from error
     if found < len(wanted):
         raise DatasetError(f"{path}: expected a frame at {wanted[found]:.4f} s, found none")
 

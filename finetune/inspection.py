@@ -11,9 +11,10 @@ import pyarrow as pa
 
 from hotpolicy.finetune import layout
 from hotpolicy.finetune.catalog import EpisodeInfo, camera_columns
+from hotpolicy.finetune.damage import Damage, Survey, some
 from hotpolicy.finetune.images import from_png, walk_video
 from hotpolicy.finetune.stats import Stats, merge_columns, of_numbers
-from hotpolicy.finetune.survey import Damage, Survey, survey
+from hotpolicy.finetune.survey import survey
 from hotpolicy.runtime.digest import file_sha256
 from hotpolicy.runtime.errors import DatasetError
 
@@ -175,13 +176,14 @@ def inspect_whole(found: Survey) -> Iterator[Damage]:
 
 
 def _wrong(parts: list[dict[str, Stats]], noted: Mapping[str, Any]) -> list[Damage]:
-    damages = []
+    lacking, other = [], []
     for name, merged in merge_columns(parts).items():
         if name not in noted:
-            damages.append(Damage(layout.STATS, f"lacks {name}"))
+            lacking.append(name)
         elif not _agree(merged, {part: np.array(noted[name][part]) for part in ("min", "max", "mean")}):
-            damages.append(Damage(layout.STATS, f"{name}: not those of the episodes"))
-    return damages
+            other.append(name)
+    kinds = (("lacks", lacking), ("not the episodes' own:", other))
+    return [Damage(layout.STATS, f"{what} {some(names)}") for what, names in kinds if names]
 
 
 def stats_of(row: Mapping[str, Any]) -> dict[str, Stats]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,19 +23,23 @@ DAMAGED = 2
 @dataset.command()
 def check(folder: Folder, as_json: AsJson = False) -> None:
     """Read every byte and name each damage with its file and episode. Exit code 0: all is whole, 2: it is not."""
+    from hotpolicy.finetune.damage import counted
     from hotpolicy.finetune.inspection import check as look
 
     found, damages = look(folder)
     if as_json:
         typer.echo(json.dumps(report(found, damages), indent=2))
     else:
-        console.show([asdict(damage) for damage in damages], ("file", "episode", "what"), False) if damages else None
+        for line in lines(damages):
+            typer.echo(line)
         for file in found.gathered():
             typer.echo(f"left of a recording that never ended, or one that goes on: {file}")
         if extra := found.uncounted:
             typer.echo(f"episodes that info.json does not count: {', '.join(map(str, extra))}")
-        episodes = found.info.total_episodes
-        typer.echo(f"{len(damages)} damages in {episodes} episodes" if damages else f"{episodes} episodes, all whole")
+        episodes = counted(found.info.total_episodes, "episode")
+        typer.echo(f"{counted(len(damages), 'damage')} in {episodes}" if damages else f"{episodes}, all whole")
+        if damages:
+            typer.echo(f"what can be done: hotpolicy dataset repair --dry-run {shlex.quote(str(folder))}")
     if damages:
         raise typer.Exit(DAMAGED)
 
@@ -72,21 +78,24 @@ def repair(
     as_json: AsJson = False,
 ) -> None:
     """Mend what a crash, a full disk or another tool left. The folder as it was stays beside, as NAME.before-repair."""
+    from hotpolicy.finetune.damage import counted
     from hotpolicy.finetune.repair import carry_out, planned
 
     with planned(folder.resolve(), keep_altered) as made:
-        lines = made.lines()
+        steps = made.lines()
         before = None if dry_run else carry_out(made, drop)
     if as_json:
-        done = {"steps": lines, "done": not dry_run, "episodes": len(made.keep), "before": before and str(before)}
+        done = {"steps": steps, "done": not dry_run, "episodes": len(made.keep), "before": before and str(before)}
         typer.echo(json.dumps(done, indent=2))
         return
-    for line in lines:
+    for line in steps:
         typer.echo(line)
+    episodes = counted(len(made.keep), "episode")
     if dry_run:
-        typer.echo(f"{len(lines)} things to do, {len(made.keep)} episodes would be whole" if lines else "nothing to do")
+        would = f"{counted(len(steps), 'thing')} to do, {episodes} would be whole; nothing was changed"
+        typer.echo(would if steps else "nothing to do")
     else:
-        typer.echo(f"{len(made.keep)} episodes, all whole")
+        typer.echo(f"{episodes}, all whole")
     if before is not None:
         typer.echo(f"as it was: {before}")
 
@@ -98,3 +107,12 @@ def report(found: Any, damages: list[Any]) -> dict[str, Any]:
         "leftovers": found.leftovers,
         "uncounted": found.uncounted,
     }
+
+
+def lines(damages: Sequence[Any]) -> list[str]:
+    """For people: of the dataset as a whole, then episode by episode. No table: a file's name stays in one piece."""
+    told: list[str] = []
+    for episode in sorted({damage.episode for damage in damages}, key=lambda number: -1 if number is None else number):
+        told.append("the dataset as a whole" if episode is None else f"episode {episode}")
+        told += [f"  {damage.file}: {damage.what}" for damage in damages if damage.episode == episode]
+    return told

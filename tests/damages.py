@@ -102,7 +102,7 @@ DAMAGE = {
     "no statistics": (remove("meta/stats.json"), "meta/stats.json", None, "missing"),
     "old statistics": (
         lambda root: edit("meta/stats.json", action=json.loads((root / "meta/stats.json").read_text())["index"])(root),
-        "meta/stats.json", None, "action: not those of the episodes",
+        "meta/stats.json", None, "not the episodes' own: action",
     ),
     "no names": (remove("meta/hotpolicy.json"), "meta/hotpolicy.json", None, "missing"),
 }  # fmt: skip

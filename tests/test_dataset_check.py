@@ -68,10 +68,17 @@ def test_the_verb_says_so_by_its_exit_code(
     states = np.concatenate([episode(seed).state for seed in range(3)])
     assert shown["joints"][0]["highest"] == pytest.approx(states[:, 0].max())
     assert "lift" in dataset("show")[1]
+    (root / "meta/hotpolicy.json").rename(tmp_path / "names")
+    assert json.loads(dataset("show", "--json")[1])["episodes"][0]["versions"] == "unknown 0, unknown 1"
+    (tmp_path / "names").rename(root / "meta/hotpolicy.json")
     tear(DATA)(root)
     code, text = dataset("check")
     assert code == 2
-    assert DATA in text
+    assert text.splitlines()[0] == "episode 1"
+    assert f"  {DATA}: altered since it was recorded" in text
+    assert text.splitlines()[-2:] == [
+        "2 damages in 3 episodes", f"what can be done: hotpolicy dataset repair --dry-run {root}",
+    ]  # fmt: skip
     code, text = dataset("check", "--json")
     assert code == 2
     assert [json.loads(text)["damages"][0][name] for name in ("file", "episode")] == [DATA, 1]

@@ -41,7 +41,7 @@ def ours_in_theirs(folder: Path, storage: str, codec: str) -> None:
     spec = replace(SPEC, cameras=(CameraSpec("front", 64, 96), CameraSpec("wrist", 64, 64)))
     written = [episode(0, 6, spec=spec), episode(1, 9, "lift the blue cube", spec), episode(2, 4, spec=spec)]
     for part in (written[:2], written[2:]):
-        with Recorder.open(folder, spec, storage=storage, codec=codec) as recorder:  # type: ignore[arg-type]
+        with Recorder.open(folder, spec, storage=storage, codec=codec, encoding="process") as recorder:  # type: ignore[arg-type]
             for one in part:
                 recorder.write(one)
     ours = Dataset.open(folder)
