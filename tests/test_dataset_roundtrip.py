@@ -11,10 +11,11 @@ import pytest
 from made_up import JOINTS, SPEC, episode, same
 
 from hotpolicy.finetune import stats
+from hotpolicy.finetune.catalog import EpisodeInfo
 from hotpolicy.finetune.dataset import Dataset
 from hotpolicy.finetune.episodes import Episode
 from hotpolicy.finetune.images import from_png, to_png
-from hotpolicy.finetune.layout import SUCCESS
+from hotpolicy.finetune.layout import SUCCESS, Info
 from hotpolicy.finetune.recorder import Recorder
 from hotpolicy.runtime.errors import BadRequest, ConfigError, DatasetError
 from hotpolicy.runtime.messages import CameraSpec
@@ -117,22 +118,20 @@ def test_an_episode_is_steps_and_steps_are_an_episode() -> None:
 
 
 def test_split_holds_out_some_of_each_task_and_never_takes_them_back(tmp_path: Path) -> None:
-    with Recorder.open(tmp_path, replace(SPEC, cameras=())) as recorder:
-        for i in range(26):
-            bare = replace(episode(i, 2, task=f"task {i % 2}"), images={})
-            recorder.write(bare)
-    dataset = Dataset.open(tmp_path)
-    split = dataset.split(0.25, seed=3)
+    def dataset(episodes: int) -> Dataset:
+        infos = [EpisodeInfo(i, 2, f"task {i % 2}", 2 * i, "", {}, None, 0) for i in range(episodes)]
+        return Dataset(tmp_path, Info(10, {}, episodes), (), tuple(infos), {})
+
+    split = dataset(26).split(0.25, seed=3)
     assert sorted(split.train + split.held_out) == list(range(26))
-    assert split == dataset.split(0.25, seed=3)
-    assert split != dataset.split(0.25, seed=4)
+    assert split == dataset(26).split(0.25, seed=3)
+    assert split != dataset(26).split(0.25, seed=4)
     for task in range(2):
         assert 3 <= sum(i % 2 == task for i in split.held_out) <= 4
-    younger = Dataset(tmp_path, dataset.info, dataset.tasks, dataset.episodes[:9], {})
-    assert set(younger.split(0.25, seed=3).held_out) <= set(split.held_out)
-    assert dataset.split(0.0).held_out == ()
+    assert set(dataset(9).split(0.25, seed=3).held_out) <= set(split.held_out)
+    assert dataset(26).split(0.0).held_out == ()
     with pytest.raises(DatasetError, match="held_out"):
-        dataset.split(0.9)
+        dataset(26).split(0.9)
 
 
 def test_digest_names_the_content_wherever_it_lies(tmp_path: Path) -> None:
