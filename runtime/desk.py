@@ -13,6 +13,7 @@ from hotpolicy.runtime.life import Life
 from hotpolicy.runtime.messages import InferRequest
 from hotpolicy.runtime.metrics import Meter
 from hotpolicy.runtime.scheduler import Answer, SessionKey, Ticket
+from hotpolicy.runtime.waiting import WaitingRoom
 
 
 class Desk:
@@ -22,13 +23,14 @@ class Desk:
         self,
         config: ServeConfig,
         slot: Slot,
+        room: WaitingRoom,
         inference: Inference,
         meter: Meter,
         life: Life,
         stats: Callable[[], dict[str, Any]],
     ):
         self.config, self.meter, self.life, self.stats = config, meter, life, stats
-        self._slot, self._inference = slot, inference
+        self._slot, self._room, self._inference = slot, room, inference
 
     @property
     def policy(self) -> Policy:
@@ -48,11 +50,11 @@ class Desk:
         if self.life.state == "failed":
             raise ServerFailed(self.life.failure)
         budget_ms = min(request.deadline_ms, self.config.longest_deadline_ms)
-        self._inference.admit(Ticket(request, peer, arrived, arrived + budget_ms / 1000, answer))
+        self._room.admit(Ticket(request, peer, arrived, arrived + budget_ms / 1000, answer))
 
     def cancel(self, session: SessionKey) -> None:
         """What waits of this session is answered `superseded`."""
-        self._inference.cancel(session)
+        self._room.cancel(session)
 
     def leave(self, session: SessionKey) -> None:
         """The robot says goodbye: nothing of it waits, no version is held for it."""

@@ -26,6 +26,11 @@ class Meter:
         with self._lock:
             self._counts[name] += by
 
+    def answered(self, timings_ms: Iterable[tuple[str, float]]) -> None:
+        """Of one request."""
+        self.count("answered")
+        self.observe(timings_ms)
+
     def observe(self, samples_ms: Iterable[tuple[str, float]]) -> None:
         with self._lock:
             for name, value in samples_ms:

@@ -14,12 +14,12 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import zmq
 from filelock import FileLock
 
 from hotpolicy.runtime import endpoint as endpoints
-from hotpolicy.runtime.bell import Bell
 from hotpolicy.runtime.crowd import CURVE, Crowd
 from hotpolicy.runtime.doorman import Door, Doorman, Guests
 from hotpolicy.runtime.seldom import Seldom
@@ -40,12 +40,18 @@ def _events(socket: zmq.Socket[bytes]) -> int:
     return socket.getsockopt(_EVENTS)  # type: ignore[return-value]
 
 
+class Rung(Protocol):
+    """Whoever receives, as the router sees it."""
+
+    def ring(self) -> None: ...  # from any thread: there may be a message that the descriptor does not tell of
+
+
 class Router:
     def __init__(
         self,
         context: zmq.Context[zmq.Socket[bytes]],
         caps: Caps,
-        bell: Bell,
+        bell: Rung,
         door: Door = "robots",
         doorman: Doorman | None = None,
     ):

@@ -161,7 +161,7 @@ def test_a_message_of_small_frames_without_end_is_ended(monkeypatch: pytest.Monk
     with PolicyServer(config, slot, TinyControl(slot)) as server, PolicyClient(server.endpoint, timeout_s=5) as robot:
         robot.wait_ready(5)
         assert endless(server.endpoint, b"") > crowd.LITTLE
-        assert server._robots.router._crowd.hung_up == 1
+        assert server._doors.robots.router._crowd.hung_up == 1
         assert robot.infer(observation()).version == "v1"
 
 
@@ -177,7 +177,7 @@ def test_robots_that_send_much_are_not_taken_for_one(endpoint: str, monkeypatch:
         ended = time.monotonic() + 1.5
         while time.monotonic() < ended:
             robot.infer(big)
-        assert server._robots.router._crowd.hung_up == 0
+        assert server._doors.robots.router._crowd.hung_up == 0
 
 
 def test_more_connections_than_allowed_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:

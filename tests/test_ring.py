@@ -93,7 +93,7 @@ def lending(server: PolicyServer, **options: Any) -> PolicyClient:
 
 
 def held(server: PolicyServer) -> int:
-    return len(server._robots._loans)
+    return len(server._doors.robots._loans)
 
 
 def level(client: PolicyClient, observation: Observation) -> float:

@@ -1,0 +1,36 @@
+"""What a swap cost the thread that computes: how long work was there and none was done, before the next batch."""
+
+from __future__ import annotations
+
+
+class SwapStall:
+    """Times are monotonic, s. For the thread that computes; `figures` for any."""
+
+    def __init__(self) -> None:
+        self._served = ""  # the live version last seen
+        self._ended = 0.0  # when a batch was last finished
+        self._held_back = 0.0  # of the time since, what the scheduler waited for a fuller batch, s
+        self._last = self._longest = 0.0  # ms
+        self._swaps = 0
+
+    def warmed_up(self, version: str) -> None:
+        self._served = version
+
+    def held_back(self, seconds: float) -> None:
+        self._held_back += seconds
+
+    def begun(self, live: str, started: float, arrived: float) -> bool:
+        """A batch begins; `arrived`: the earliest of its requests. Whether another version is live than at the last."""
+        if live == self._served:
+            return False
+        self._served, self._swaps = live, self._swaps + 1
+        self._last = 1000 * max(0.0, started - max(self._ended, arrived) - self._held_back)
+        self._longest = max(self._longest, self._last)
+        return True
+
+    def finished(self, ended: float) -> None:
+        self._ended, self._held_back = ended, 0.0
+
+    def figures(self) -> dict[str, float]:
+        """Milliseconds, and how many swaps there were."""
+        return {"last": self._last, "longest": self._longest, "swaps": self._swaps}
