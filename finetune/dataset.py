@@ -20,7 +20,6 @@ from hotpolicy.finetune.episodes import Episode
 from hotpolicy.finetune.images import read_video
 from hotpolicy.finetune.layout import Info
 from hotpolicy.finetune.rows import embedded, load_rows, numbers
-from hotpolicy.finetune.split import Split, split
 from hotpolicy.finetune.stats import Stats
 from hotpolicy.runtime.digest import file_sha256
 from hotpolicy.runtime.errors import DatasetError
@@ -143,14 +142,6 @@ class Dataset:
             [self._numbers(self._table(info, [name]), name, info) for info in self.episodes]
             or [np.zeros((0, *self.features[name]["shape"]), dtype=np.float32)]
         )
-
-    def split(self, held_out: float, seed: int = 0) -> Split:
-        """Hold out one of every `round(1 / held_out)` episodes of each task (from three episodes of a task on).
-
-        An episode's side depends on the seed, its task and its place among the episodes of that task only: as the
-        dataset grows, none that was held out is ever trained on.
-        """
-        return split(self.episodes, held_out, seed)
 
     @cached_property
     def digest(self) -> str:

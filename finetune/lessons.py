@@ -11,9 +11,9 @@ import numpy as np
 from hotpolicy.finetune.dataset import Dataset
 from hotpolicy.finetune.replay import rehearsal_of
 from hotpolicy.finetune.samples import Samples, join, of_dataset
+from hotpolicy.finetune.split import split
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.errors import DatasetError
-from hotpolicy.runtime.messages import RobotSpec
 from hotpolicy.runtime.transforms import Transforms
 
 EVERY = 10  # of the frames of each task in a rehearsal set, one in so many is held out
@@ -54,23 +54,21 @@ def gather(
     datasets: Sequence[Path],
     replayed: Sequence[Path] = (),
     held_out: float = 0.15,
-    seed: int = 0,
     span: Span | None = None,
 ) -> Lessons:
     """Read new demonstrations and what the version at the end of `chain` rehearses, with sealed datasets of older
     tasks beside it. Episodes judged a failure are not learned from. Raises DatasetError, BundleError."""
-    spec, transforms = chain[-1].manifest.spec, Transforms.of_chain(chain)
-    spans = [span or Span(), *(Span() for _ in datasets[1:])]
-    new = [_read(root, spec, transforms, held_out, seed, part) for root, part in zip(datasets, spans, strict=True)]
-    old = [_read(root, spec, transforms, held_out, seed) for root in replayed]
+    horizon = Transforms.of_chain(chain).horizon
+    new = _read(datasets, held_out, chain, span or Span())
+    old = _read(replayed, held_out, chain, Span())
     earlier = _joined([read.earlier for read in new])
     fresh = _joined([read.fresh for read in new])
     trained = _joined([earlier, fresh])
     if trained is None:
         raise DatasetError("datasets: expected at least one episode to learn from, got none")
     rehearsal = rehearsal_of(chain)
-    if rehearsal and rehearsal.actions.shape[1] != transforms.horizon:
-        raise DatasetError(f"rehearsal: expected {transforms.horizon} actions, got {rehearsal.actions.shape[1]}")
+    if rehearsal and rehearsal.actions.shape[1] != horizon:
+        raise DatasetError(f"rehearsal: expected {horizon} actions, got {rehearsal.actions.shape[1]}")
     kept, watched = split_frames(rehearsal) if rehearsal else (None, None)
     return Lessons(
         new=trained,
@@ -100,26 +98,29 @@ class _Read:
     source: Source
 
 
-def _read(
-    root: Path, spec: RobotSpec, transforms: Transforms, held_out: float, seed: int, span: Span | None = None
-) -> _Read:
-    dataset, span = Dataset.open(root), span or Span()
-    if span.until is not None:
-        dataset = dataset.first(span.until)
-    failed = {info.index for info in dataset.episodes if info.success is False}
-    split = dataset.split(held_out, seed)
-    train = tuple(index for index in split.train if index not in failed)
-    held = tuple(index for index in split.held_out if index not in failed)
+def _read(roots: Sequence[Path], held_out: float, chain: Sequence[Bundle], span: Span) -> list[_Read]:
+    """`span` is the first dataset's."""
+    datasets = [Dataset.open(root) for root in roots]
+    if datasets and span.until is not None:
+        datasets[0] = datasets[0].first(span.until)
+    sides = split(datasets, held_out, chain)
+    spec, transforms = chain[-1].manifest.spec, Transforms.of_chain(chain)
 
-    def samples(episodes: tuple[int, ...]) -> Samples | None:
+    def samples(dataset: Dataset, episodes: tuple[int, ...]) -> Samples | None:
         return of_dataset(dataset, episodes, spec, transforms.images, transforms.horizon)
 
-    return _Read(
-        earlier=samples(tuple(index for index in train if index < span.since)),
-        fresh=samples(tuple(index for index in train if index >= span.since)),
-        held_out=samples(held),
-        source=Source(str(root), dataset.digest, train, held, len(failed)),
-    )
+    found = []
+    for root, dataset, side in zip(roots, datasets, sides, strict=True):
+        since = span.since if not found else 0
+        failed = len(dataset) - len(side.train) - len(side.held_out)
+        read = _Read(
+            earlier=samples(dataset, tuple(index for index in side.train if index < since)),
+            fresh=samples(dataset, tuple(index for index in side.train if index >= since)),
+            held_out=samples(dataset, side.held_out),
+            source=Source(str(root), dataset.digest, side.train, side.held_out, failed),
+        )
+        found.append(read)
+    return found
 
 
 def _joined(parts: Sequence[Samples | None]) -> Samples | None:

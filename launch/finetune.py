@@ -67,7 +67,7 @@ def finetune(
     patience: Annotated[
         int | None, typer.Option(help="Stop after so many evaluations without improvement. Default: all steps.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of batches, noise and the split into training and held-out.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of batches and noise.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
     nice: Annotated[int, typer.Option(min=0, max=19, help="Lower priority, so that serving comes first.")] = 5,
     trials: Annotated[

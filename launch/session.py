@@ -93,7 +93,7 @@ def session(
             min=1, help="Where old tasks are not tried, their held-out error may grow so many times. Default: 1.5."
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of scenes, batches and splits. Default: 0.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of scenes and batches. Default: 0.")] = None,
 ) -> None:
     """Teach a robot in rounds. Demonstrations are recorded; as soon as there are enough new ones, the live version is
     tuned on them in a process of its own while more are recorded; what passes the gate is swapped into the running

@@ -158,7 +158,7 @@ class Desk:
         store = open_store(job.store)
         chain = store.chain(store.live() if job.base == "live" else job.base)
         live = load_policy(chain, device="cpu", dtype="fp32", threads=job.threads)
-        lessons = gather(chain, job.datasets, job.replayed, seed=job.config.seed, span=job.span)
+        lessons = gather(chain, job.datasets, job.replayed, span=job.span)
         return cls(store, chain, live, lessons)
 
     @property

@@ -1,4 +1,4 @@
-"""What the recorder writes, the reader gives back: numbers, frames, flags, statistics, splits and digests."""
+"""What the recorder writes, the reader gives back: numbers, frames, flags, statistics and digests."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ import pytest
 from made_up import JOINTS, SPEC, episode, same
 
 from hotpolicy.finetune import stats
-from hotpolicy.finetune.catalog import EpisodeInfo
 from hotpolicy.finetune.dataset import Dataset
 from hotpolicy.finetune.episodes import Episode
 from hotpolicy.finetune.images import from_png, to_png
-from hotpolicy.finetune.layout import SUCCESS, Info
+from hotpolicy.finetune.layout import SUCCESS
 from hotpolicy.finetune.recorder import Recorder
 from hotpolicy.runtime.errors import BadRequest, ConfigError, DatasetError
 from hotpolicy.runtime.messages import CameraSpec
@@ -115,23 +114,6 @@ def test_an_episode_is_steps_and_steps_are_an_episode() -> None:
     same(Episode.from_steps(list(one.steps()), success=False), one)
     with pytest.raises(BadRequest, match="at least one step"):
         Episode.from_steps([])
-
-
-def test_split_holds_out_some_of_each_task_and_never_takes_them_back(tmp_path: Path) -> None:
-    def dataset(episodes: int) -> Dataset:
-        infos = [EpisodeInfo(i, 2, f"task {i % 2}", 2 * i, "", {}, None, 0) for i in range(episodes)]
-        return Dataset(tmp_path, Info(10, {}, episodes), (), tuple(infos), {})
-
-    split = dataset(26).split(0.25, seed=3)
-    assert sorted(split.train + split.held_out) == list(range(26))
-    assert split == dataset(26).split(0.25, seed=3)
-    assert split != dataset(26).split(0.25, seed=4)
-    for task in range(2):
-        assert 3 <= sum(i % 2 == task for i in split.held_out) <= 4
-    assert set(dataset(9).split(0.25, seed=3).held_out) <= set(split.held_out)
-    assert dataset(26).split(0.0).held_out == ()
-    with pytest.raises(DatasetError, match="held_out"):
-        dataset(26).split(0.9)
 
 
 def test_digest_names_the_content_wherever_it_lies(tmp_path: Path) -> None:
