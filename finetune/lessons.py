@@ -109,7 +109,7 @@ def _read(roots: Sequence[Path], held_out: float, chain: Sequence[Bundle], span:
     def samples(dataset: Dataset, episodes: tuple[int, ...]) -> Samples | None:
         return of_dataset(dataset, episodes, spec, transforms.images, transforms.horizon)
 
-    found = []
+    found: list[_Read] = []
     for root, dataset, side in zip(roots, datasets, sides, strict=True):
         since = span.since if not found else 0
         failed = len(dataset) - len(side.train) - len(side.held_out)
