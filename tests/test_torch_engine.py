@@ -149,7 +149,7 @@ def test_a_delta_shares_what_it_does_not_change_and_knows_time_anew(config: Pi0C
 
 
 def test_one_thread_computes_with_the_threads_asked_for(tmp_path: Path) -> None:
-    engine = TorchEngine.load(seal_random(tmp_path, TINY), threads=3)
+    engine = TorchEngine.load(seal_random(tmp_path, TINY), threads=3, traced=False)
     seen: set[tuple[int, int]] = set()
     engine.model.action_out_proj.register_forward_hook(
         lambda *_: seen.add((threading.get_ident(), torch.get_num_threads()))
@@ -166,8 +166,9 @@ def test_one_thread_computes_with_the_threads_asked_for(tmp_path: Path) -> None:
 def test_what_the_thread_raises_reaches_the_caller(tmp_path: Path) -> None:
     engine = TorchEngine.load(seal_random(tmp_path, TINY))
     batch = made_up(TINY)
+    assert np.isfinite(engine.infer(batch)).all()
     wrong = Batch(batch.images, batch.image_mask, batch.tokens + 10_000, batch.token_mask, batch.state, batch.noise)
-    with pytest.raises(IndexError):
+    with pytest.raises((IndexError, RuntimeError), match=r"^(RuntimeError: )?index out of range in self$"):
         engine.infer(wrong)
     assert np.isfinite(engine.infer(batch)).all()  # and the thread lives
 
@@ -260,7 +261,7 @@ def test_it_is_warm_before_a_robot_comes(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Pi0, "flow", spy)
     store = Store(tmp_path / "store")
     store.add(seal_random(tmp_path, TINY).folder)
-    slot = Slot(store, load_with("torch"))
+    slot = Slot(store, load_with("torch", traced=False))
     config = ServeConfig(endpoint=f"ipc://{tmp_path}/data")
     with PolicyServer(config, slot, Control(slot, store)) as server:
         server.wait_ready()

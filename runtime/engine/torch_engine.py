@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from hotpolicy.runtime.engine import Batch, Guidance
 from hotpolicy.runtime.engine.compact import compact
 from hotpolicy.runtime.engine.torch_graphs import CudaRecorder, Inputs, Recordings
 from hotpolicy.runtime.engine.torch_place import Place, TorchOptions
+from hotpolicy.runtime.engine.torch_traced import Version, traced
 from hotpolicy.runtime.engine.torch_weights import apply_delta, build_model, map_tensors
 from hotpolicy.runtime.model.guided import Promise
 from hotpolicy.runtime.model.vla import Vla
@@ -39,10 +41,11 @@ class TorchEngine:
         self.place = place or Place.choose(options or TorchOptions(), model)
         self.model = self.place.settle(model.eval())
         self._thread = ThreadPoolExecutor(1, "torch-engine", torch.set_num_threads, (self.place.threads,))
-        # of these weights: a delta makes an engine, and a schedule, of its own
-        self.schedule: Any = self._thread.submit(self.model.schedule).result()
-        recorded = self.place.device.type == "cuda"
-        self._recordings = Recordings(self.model, self.schedule, CudaRecorder()) if recorded else None
+        self._schedule: Any = None
+        self._traced: Version | None = None
+        self._recordings: Recordings | None = None
+        if self.place.device.type == "cuda":
+            self._recordings = Recordings(self.model, self._thread.submit(self.model.schedule).result(), CudaRecorder())
 
     @classmethod
     def load(cls, bundle: Bundle, **given: Any) -> TorchEngine:
@@ -62,18 +65,32 @@ class TorchEngine:
     def _infer(self, batch: Batch) -> np.ndarray:
         if self._recordings is not None:
             actions = self._recordings.compute(tuple(tensor.to(self.place.device) for tensor in even(batch)))
+        elif (traced := self._version(batch)) is not None:
+            actions = traced.compute(even(batch, 1))
         else:
             *seen, state, noise = _tensors(batch)
             promise = None if batch.guidance is None else _promise(batch.guidance)
-            actions = self.model.flow(self.model.prefix(*seen), state, noise, self.schedule, promise)
+            if self._schedule is None:  # of these weights: a delta makes an engine, and a schedule, of its own
+                self._schedule = self.model.schedule()
+            actions = self.model.flow(self.model.prefix(*seen), state, noise, self._schedule, promise)
         return np.asarray(actions.float().cpu().numpy())
 
+    def _version(self, batch: Batch) -> Version | None:
+        """This engine's, where a chunk is one call. A configuration's first batch is the example for its code."""
+        if self._traced is None and self.place.traced:
+            code = traced(self.model, even(batch, 1))
+            if code is None:
+                self.place = replace(self.place, traced=False)
+            else:
+                self._traced = Version(code, self.model)
+        return self._traced
 
-def even(batch: Batch) -> Inputs:
+
+def even(batch: Batch, bucket: int = BUCKET) -> Inputs:
     """A batch in one of few shapes: without the camera slots that are absent in every row, with text no longer than the
     bucket that holds what is used, and with guidance, be it none. Chosen here, where masks are numpy's, because a GPU
     would have to wait."""
-    small = compact(batch, BUCKET)
+    small = compact(batch, bucket)
     return *_tensors(small), *_promise(small.guidance or Guidance.none(*small.noise.shape))
 
 

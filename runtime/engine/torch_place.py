@@ -25,6 +25,7 @@ class TorchOptions:
     device: str = "auto"  # cuda where there is one
     dtype: str = "auto"  # see Place.choose
     threads: int | None = None  # of one inference on the CPU; None: one for a small model, else one per core
+    traced: bool = True  # a small model's chunk on the CPU is one call where torch can do that: see torch_traced.py
 
     def __post_init__(self) -> None:
         for name, value, known in (("device", self.device, DEVICES), ("dtype", self.dtype, DTYPES)):
@@ -41,6 +42,7 @@ class Place:
     device: torch.device
     dtype: torch.dtype  # of weights and activations; `Vla.precise` names the weights that are fp32 all the same
     threads: int
+    traced: bool = False
 
     @classmethod
     def choose(cls, options: TorchOptions, model: Vla) -> Place:
@@ -55,7 +57,8 @@ class Place:
         if dtype is None:
             fitting = device.type == "cuda" or (_stored_bf16(model) and native_bf16())
             dtype = torch.bfloat16 if fitting else torch.float32
-        return cls(device, dtype, options.threads or _threads(model))
+        traced = options.traced and device.type == "cpu" and _small(model)
+        return cls(device, dtype, options.threads or (1 if _small(model) else cores()), traced)
 
     def settle(self, model: Vla) -> Vla:
         """The model here: itself, where all of its weights are here already, or a twin that shares those that are."""
@@ -85,8 +88,8 @@ def _stored_bf16(model: Vla) -> bool:
     return 2 * stored > sum(p.numel() for p in model.parameters())
 
 
-def _threads(model: Vla) -> int:
-    return 1 if sum(p.numel() for p in model.parameters()) < SMALL else cores()
+def _small(model: Vla) -> bool:
+    return sum(p.numel() for p in model.parameters()) < SMALL
 
 
 def cores() -> int:

@@ -229,6 +229,7 @@ class Attention(nn.Module):
         super().__init__()
         inner, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
         self.head_dim = config.head_dim
+        self.shared = config.heads != config.kv_heads  # several query heads read one key/value head, never copied
         self.q_proj = nn.Linear(config.width, inner, bias=False)
         self.k_proj = nn.Linear(config.width, kv, bias=False)
         self.v_proj = nn.Linear(config.width, kv, bias=False)
@@ -242,8 +243,7 @@ class Attention(nn.Module):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         """mask (batch, 1, queries or 1, keys) bool: True may be seen."""
-        shared = query.shape[1] != key.shape[1]  # several query heads read one key/value head, which is never copied
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=shared)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=self.shared)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -427,9 +427,9 @@ class Pi0(Vla):
         own = torch.ones(length, length, dtype=torch.bool, device=mask.device)
         if draws > 1:
             seen = mask[:, None].expand(-1, draws * length, -1)
-            own = torch.block_diag(*[own] * draws).expand(len(mask), -1, -1)
+            own = torch.block_diag(*[own] * draws).expand(mask.shape[0], -1, -1)
         else:  # every action sees all there is: one row of the mask serves all
-            seen, own = mask[:, None], own[:1].expand(len(mask), -1, -1)
+            seen, own = mask[:, None], own[:1].expand(mask.shape[0], -1, -1)
         room = 0 if torch.is_grad_enabled() else draws * length
         return Memory(
             tuple(F.pad(key, (0, 0, 0, room)) for key in keys),
