@@ -152,7 +152,7 @@ class ServoBus:
         """Model numbers of all servos that answer, by id. Takes a tenth of a second, with Dynamixels one."""
         with self._turn:
             question = self.protocol.ping_all()
-            self._port.send(question.request)
+            self._port.ask(question.request)
             wait = self.timing.wait_s(question.expected, 0) + self.protocol.scan_s
             raw = self._port.receive(question.expected, wait)
             found = {}
@@ -225,7 +225,10 @@ class ServoBus:
 
     def _tell(self, request: bytes) -> None:
         with self._turn:
-            self._port.send(request)
+            if self.echo is False:
+                self._port.tell(request)  # nothing will be read, so nothing need be thrown away
+                return
+            self._port.ask(request)
             if self.echo:
                 self._port.receive(len(request), self.timing.wait_s(len(request), 0))
 
@@ -235,14 +238,15 @@ class ServoBus:
         What is expected is read at once; only when it is not exactly that the bus looks closer.
         """
         request, servos, _, expected = question
-        until = now() + self.timing.wait_s(2 * len(request) + expected, len(servos))
-        if limit is not None:
-            until = min(until, limit)
+        wait = self.timing.wait_s(2 * len(request) + expected, len(servos))
+        until = now() + wait
+        if limit is not None and limit < until:
+            until, wait = limit, max(limit - until + wait, 0.0)
         self.counts.questions += 1
-        self._port.send(request)
+        self._port.ask(request)
         lacking, raw, echoed = expected + (len(request) if self.echo else 0), b"", False
         while True:
-            more = self._port.receive(lacking, max(until - now(), 0.0))
+            more = self._port.receive(lacking, wait)
             raw += more
             if self.echo is False:
                 answers, lacking = self.protocol.sort(question, raw)
@@ -250,6 +254,7 @@ class ServoBus:
                 answers, lacking, echoed = sort_reply(raw, question, self.protocol, self.echo)
             if not lacking or not more:
                 break
+            wait = max(until - now(), 0.0)
         if lacking:
             self.counts.damaged += bool(raw)
         elif echoed is not self.echo:

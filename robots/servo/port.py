@@ -89,7 +89,7 @@ class Port:
             self._lock.release()
             self._lock = None
 
-    def send(self, data: bytes) -> None:
+    def ask(self, data: bytes) -> None:
         """Throw away input that nobody asked for, then write. Raises BusLost."""
         port, fd = self._serial, self._fd
         if port is None:
@@ -97,11 +97,22 @@ class Port:
         try:
             if fd is None:
                 port.reset_input_buffer()
-                port.write(data)
             else:
                 tcflush(fd, TCIFLUSH)
-                if os.write(fd, data) != len(data):
-                    raise OSError(EIO, "the port takes no more bytes")
+        except TROUBLE as error:
+            raise self._lost(error) from error
+        self.tell(data)
+
+    def tell(self, data: bytes) -> None:
+        """Write what nobody answers. Raises BusLost."""
+        port, fd = self._serial, self._fd
+        if port is None:
+            raise BusLost(f"port {self.name}: not open")
+        try:
+            if fd is None:
+                port.write(data)
+            elif os.write(fd, data) != len(data):
+                raise OSError(EIO, "the port takes no more bytes")
         except TROUBLE as error:
             raise self._lost(error) from error
 

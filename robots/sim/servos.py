@@ -27,6 +27,7 @@ READ_ONLY = frozenset(
 )
 TORQUE, GOAL, ECHO = STS3215["torque"], STS3215["goal_position"], STS3215["goal_echo"]
 STATUS, MOVING, LOCK = STS3215["status"], STS3215["moving"], STS3215["lock"]
+ID, TORQUE_AT, STATUS_AT, MOVING_AT = STS3215["id"].address, TORQUE.address, STATUS.address, MOVING.address
 MIDDLE = 2048  # ticks
 TORQUE_ON = 1
 SET_MIDDLE = 128
@@ -73,7 +74,7 @@ class VirtualServo:
 
     @property
     def id(self) -> int:
-        return self.memory[STS3215["id"].address]
+        return self.memory[ID]
 
     @property
     def baud(self) -> int:
@@ -96,7 +97,7 @@ class VirtualServo:
 
     @property
     def torque(self) -> bool:
-        return self.memory[TORQUE.address] == TORQUE_ON
+        return self.memory[TORQUE_AT] == TORQUE_ON
 
     @property
     def goal_ticks(self) -> float | None:
@@ -136,11 +137,11 @@ class VirtualServo:
     @property
     def errors(self) -> int:
         """Error bits: in every answer, and in the status register."""
-        return self.memory[STATUS.address]
+        return self.memory[STATUS_AT]
 
     @errors.setter
     def errors(self, bits: int) -> None:
-        self.memory[STATUS.address] = bits
+        self.memory[STATUS_AT] = bits
 
     def overload(self) -> None:
         """Its protection trips now: an error bit and reduced torque, until torque is switched off."""
@@ -252,25 +253,36 @@ class VirtualServo:
         if len(data) != 2:
             return None
         address, size = data
-        if address <= MOVING.address < address + size:
+        if address <= MOVING_AT < address + size:
             goal = self.goal_ticks
-            self.memory[MOVING.address] = goal is not None and abs(self._end_ticks() - self._present) > 2
+            self.memory[MOVING_AT] = goal is not None and abs(self._end_ticks() - self._present) > 2
         return bytes(self.memory[address : address + size]).ljust(size, b"\0")
+
+    def window(self, id: int, data: bytes) -> bytes | None:
+        """The answer to its part in a sync read."""
+        values = self.read(data)
+        return None if values is None else status(id, self.memory[STATUS_AT], values)
 
     def write(self, data: bytes) -> bytes | None:
         """Store `data` (address, then bytes) where it may be written, with the effects of the real servo."""
         if len(data) < 2:
             return None
-        address, values = data[0], data[1:]
-        was_on = self.torque
-        writable, touched = _reach(address, len(values))
-        for at in writable:
-            self.memory[at] = values[at - address]
-            if at < SRAM_START and not self.memory[LOCK.address]:
-                self._saved[at] = values[at - address]
+        self.store(data[0], data[1:])
+        return b""
+
+    def store(self, address: int, values: bytes) -> None:
+        """The same with the address taken out."""
+        was_on = self.memory[TORQUE_AT] == TORQUE_ON
+        writable, touched, whole = _reach(address, len(values))
+        if whole:
+            self.memory[address : address + len(values)] = values
+        else:
+            for at in writable:
+                self.memory[at] = values[at - address]
+                if at < SRAM_START and not self.memory[LOCK.address]:
+                    self._saved[at] = values[at - address]
         if touched:
             self._after_write(touched, was_on)
-        return b""
 
     def _after_write(self, touched: frozenset[str], was_on: bool) -> None:
         if "torque" in touched:
@@ -330,12 +342,13 @@ EFFECTIVE = ("torque", "goal_position", "position_offset")  # registers whose wr
 
 
 @functools.lru_cache(maxsize=256)
-def _reach(address: int, size: int) -> tuple[tuple[int, ...], frozenset[str]]:
-    """Of a write: the addresses that may be written, and which of EFFECTIVE it touches."""
+def _reach(address: int, size: int) -> tuple[tuple[int, ...], frozenset[str], bool]:
+    """Of a write: the addresses that may be written, which of EFFECTIVE it touches, and whether it is plain: all of it
+    may be written, and nothing is kept past a power cycle."""
     span = range(address, address + size)
     writable = tuple(at for at in span if at < MEMORY and at not in READ_ONLY)
     touched = (name for name in EFFECTIVE if any(STS3215[name].address + i in span for i in range(STS3215[name].size)))
-    return writable, frozenset(touched)
+    return writable, frozenset(touched), len(writable) == size and address >= SRAM_START
 
 
 def _foreign(answer: bytes) -> bytes:
@@ -376,15 +389,15 @@ class VirtualBus(VirtualWire[Frame, VirtualServo]):
 
     def _sync_read(self, data: bytes) -> Iterable[tuple[VirtualServo, bytes | None]]:
         window, asked = data[:2], data[2:]
+        present: dict[int, list[VirtualServo]] = {}
+        for servo in self.servos:
+            present.setdefault(servo.id, []).append(servo)
         for id in asked:
-            listening = self._listening(id)
+            listening = [servo for servo in present.get(id, ()) if self.hears(servo)]
             if not listening and self.active("stop_at_gap", id):
                 return
-            answers = []
-            for servo in listening:
-                values = servo.read(window)
-                answers.append((servo, None if values is None else status(id, servo.errors, values)))
-            yield from self._at_once(answers)
+            answers = [(servo, servo.window(id, window)) for servo in listening]
+            yield from answers if len(answers) < 2 else self._at_once(answers)
 
     def _listening(self, id: int) -> list[VirtualServo]:
         return [servo for servo in self.servos if servo.id == id and self.hears(servo)]
@@ -402,5 +415,6 @@ class VirtualBus(VirtualWire[Frame, VirtualServo]):
         address, step = data[0], data[1] + 1
         slots = {data[at]: data[at + 1 : at + step] for at in range(2, len(data), step)}
         for servo in self.servos:
-            if servo.id in slots and self.hears(servo):
-                servo.write(bytes((address,)) + slots[servo.id])
+            values = slots.get(servo.id)
+            if values and self.hears(servo):
+                servo.store(address, values)

@@ -130,7 +130,7 @@ class VirtualWire(ABC, Generic[Frame, Servo]):
         if self.baud:
             self._free_at = max(self._free_at, moment) + len(data) * BITS_PER_BYTE / self.baud
         frames, self._partial = self.split(self._partial + data)
-        return self.due() + b"".join(part for frame in frames for part in self._handle(frame))
+        return self.due() + b"".join([part for frame in frames for part in self._handle(frame)])
 
     def due(self) -> bytes:
         """What was late and whose time has come."""
@@ -145,6 +145,11 @@ class VirtualWire(ABC, Generic[Frame, Servo]):
         return self._late[0][0] if self._late else None
 
     def _handle(self, frame: Frame) -> Iterable[bytes]:
+        if not (self.faults or self.baud or self._late):  # nothing but the answers
+            return [answer for _, answer in self.answers(frame) if answer is not None]
+        return self._troubled(frame)
+
+    def _troubled(self, frame: Frame) -> Iterable[bytes]:
         if self.active("echo", frame.id):
             yield self._pass(self.encode(frame), 0.0)
         for servo, answer in self.answers(frame):
@@ -155,8 +160,6 @@ class VirtualWire(ABC, Generic[Frame, Servo]):
         """An answer on its way out, past the faults."""
         if self.baud:
             self._free_at += servo.return_delay_s
-        if not self.faults:
-            return self._pass(answer, 0.0)
         kind = next((kind for kind in self.damage if self.active(kind, servo.id)), None)
         if kind is not None:  # one kind of damage an answer
             answer = self.damage[kind](answer)
@@ -169,11 +172,12 @@ class VirtualWire(ABC, Generic[Frame, Servo]):
 
     def _pass(self, data: bytes, delay_s: float) -> bytes:
         """Bytes that leave now; what must wait goes to the late queue, and nothing overtakes it there."""
-        at = self._clock() + delay_s
         if self.baud:
             self._free_at += len(data) * BITS_PER_BYTE / self.baud
             at = self._free_at + delay_s
-        elif not delay_s and not self._late:
+        elif delay_s or self._late:
+            at = self._clock() + delay_s
+        else:
             return data
         self._late.append((max(at, self._late[-1][0]) if self._late else at, data))
         return b""
