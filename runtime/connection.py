@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 C = TypeVar("C", bound="Connection")
 BACKLOG = 256  # replies that may wait in a socket
 PATIENCE_S = 0.2  # for the active server to connect, before another is asked; at most half of the deadline
+COPIED = 256 << 10  # bytes of a frame below which a copy costs less than to lend it to libzmq
+_NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)  # looked up with each request, and slow as enumerations
+_RCVTIMEO, _RCVMORE = int(zmq.RCVTIMEO), int(zmq.RCVMORE)
 LOOK_S = 1.0  # for a preferred server to say that it is ready
 
 
@@ -58,6 +61,7 @@ class Connection:
         self._failover = Failover(len(endpoints))
         self._look: _Look | None = None
         self._sockets: list[zmq.Socket[bytes]] = []
+        self._waits: list[int] = []  # for a reply, by socket, as it was told last, ms
         self._handshakes: list[Handshake] = []
         try:
             for one in endpoints:
@@ -95,6 +99,7 @@ class Connection:
         if keys and not endpoint.startswith("ipc://"):  # a path is guarded by its permissions, and asks for no keys
             keys.lock(socket)
         self._sockets.append(socket)
+        self._waits.append(-1)
         self._handshakes.append(Handshake(socket, endpoint, locked=keys is not None))
         try:
             socket.connect(endpoint)
@@ -160,8 +165,10 @@ class Connection:
 
     def _send(self, server: int, frames: Sequence[Buffer]) -> bool:
         """Whether there was a server to send to; does not wait for one."""
+        socket, last = self._sockets[server], len(frames) - 1
         try:
-            self._sockets[server].send_multipart(frames, zmq.NOBLOCK, copy=False)
+            for number, frame in enumerate(frames):
+                socket.send(frame, _NOBLOCK if number == last else _NOBLOCK | _SNDMORE, len(frame) < COPIED)
         except zmq.Again:
             return False
         return True
@@ -186,15 +193,18 @@ class Connection:
     def _receive(self, deadline: Deadline, server: int) -> Message | None:
         """The next message: {} when it was garbage, None once the deadline has passed without one."""
         socket = self._sockets[server]
-        socket.set(zmq.RCVTIMEO, _milliseconds(deadline))
+        if (wait := _milliseconds(deadline)) != self._waits[server]:
+            socket.setsockopt(_RCVTIMEO, wait)
+            self._waits[server] = wait
         try:
-            part = socket.recv(0, False)
+            frames: list[Buffer] = [socket.recv()]
         except zmq.Again:
             return None
-        frames: list[Buffer] = [part.buffer]
-        while part.more:  # all of a message is there once its first part is
+        more = socket.getsockopt(_RCVMORE)
+        while more:  # all of a message is there once its first part is
             part = socket.recv(0, False)
             frames.append(part.buffer)
+            more = part.more
         try:
             message = wire.decode(frames, fault=BadReply)
             fields = envelope.Fields(message, BadReply)
@@ -257,4 +267,5 @@ class Connection:
 
 def _milliseconds(deadline: Deadline) -> int:
     """For zmq.poll, which takes whole milliseconds: rounded up, so that a wait never ends before its time."""
-    return int(1000 * deadline.remaining()) + 1 if deadline.remaining() else 0
+    remaining = deadline.remaining()
+    return int(1000 * remaining) + 1 if remaining else 0

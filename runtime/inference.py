@@ -157,7 +157,8 @@ class Inference:
         good = [actions for actions in computed if isinstance(actions, np.ndarray)]
         if good:
             waited_ms = 0.0 if looked is None else run_queue.waited_ms(looked)
-            self._slot.report_batch(policy.version, np.stack(good), 1000 * (ended - started), waited_ms)
+            actions = np.stack(good) if len(good) > 1 else good[0][None]
+            self._slot.report_batch(policy.version, actions, 1000 * (ended - started), waited_ms)
         self.stall.finished(ended)
         self._lasted, self._version = ended - started, policy.version
         self._note_failure(computed[0])

@@ -104,16 +104,17 @@ class Router:
             if self._overlong:
                 self._skip()
                 return b"", []
-            part = socket.recv(0, False)
-            peer, frames, welcome = part.bytes, [], True  # type: bytes, list[Buffer], bool
-            while part.more:
+            peer: bytes = socket.recv()
+            header = socket.recv(0, False)
+            welcome = not self._guests or self._may_stay(header)
+            if (heard := self._crowd.heard) is not None:
+                heard.add(int(header.get(zmq.SRCFD)))
+            frames: list[Buffer] = [header.bytes]
+            more = header.more
+            while more:
                 part = socket.recv(0, False)
-                if not frames:
-                    welcome = not self._guests or self._may_stay(part)
-                    if (heard := self._crowd.heard) is not None:
-                        heard.add(int(part.get(zmq.SRCFD)))
-                    frames.append(part.bytes)
-                elif len(frames) < MOST_FRAMES:
+                more = part.more
+                if len(frames) < MOST_FRAMES:
                     frames.append(part.buffer)
                 else:
                     self._hang_up(part)

@@ -136,15 +136,17 @@ class Scheduler:
             self._next_turn[place.ticket.peer] = place.turn + 1
         if len(self._next_turn) > 4 * self.max_sessions:
             self._next_turn = {peer: turn for peer, turn in self._next_turn.items() if turn > self._turn}
-        for place in {place.ticket.peer: place for place in reversed(self._in_order())}.values():
-            place.passed_over += 1  # each peer's first
+        if self._places:
+            for place in {place.ticket.peer: place for place in reversed(self._in_order())}.values():
+                place.passed_over += 1  # each peer's first
         return [place.ticket for place in chosen]
 
     def _of_peer(self, peer: bytes) -> int:
         return sum(place.ticket.peer == peer for place in self._places.values())
 
     def _in_order(self) -> list[_Place]:
-        return sorted(self._places.values(), key=_urgency)
+        places = list(self._places.values())
+        return sorted(places, key=_urgency) if len(places) > 1 else places
 
 
 def _urgency(place: _Place) -> tuple[bool, int, float, float]:
