@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import zmq
-from transport import SIZES, NullControl, NullSlot, observations
+from null_policy import SIZES, NullControl, NullSlot, observations
 
 from hotpolicy.runtime import keys
 from hotpolicy.runtime.client import PolicyClient

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 
 
 class Bell:
@@ -11,12 +12,16 @@ class Bell:
 
     def __init__(self) -> None:
         self.fd, self._ringer = os.pipe()
+        self._lock = threading.Lock()  # a descriptor that is closed may be another file's in the next moment
+        self._closed = False
         os.set_blocking(self.fd, False)
         os.set_blocking(self._ringer, False)
 
     def ring(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # a pipe full of rings wakes as well as one
-            os.write(self._ringer, b"x")
+        """Nothing, once closed: a thread that was left behind in a computation may come back late."""
+        with self._lock, contextlib.suppress(BlockingIOError):  # a pipe full of rings wakes as well as one
+            if not self._closed:
+                os.write(self._ringer, b"x")
 
     def silence(self) -> None:
         """Take all rings so far. Look for what was rung for after this, not before."""
@@ -24,5 +29,9 @@ class Bell:
             os.read(self.fd, 4096)
 
     def close(self) -> None:
-        os.close(self.fd)
-        os.close(self._ringer)
+        """The thread that polls has ended."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                os.close(self.fd)
+                os.close(self._ringer)

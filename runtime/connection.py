@@ -136,6 +136,8 @@ class Connection:
         """Send to the active server, or where it cannot be sent to within a moment, to the next one that can. Returns
         which one. Raises ServerLost; LockedOut as soon as the only server is known not to let us in."""
         frames = wire.encode(message)
+        if self._send(self._failover.active, frames):
+            return self._failover.active
         patience = Deadline.after(min(PATIENCE_S, deadline.remaining() / 2))  # it may be connecting again
         while True:
             active = self._failover.active

@@ -13,7 +13,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hotpolicy.runtime.errors import HotpolicyError
 from hotpolicy.runtime.messages import ActionChunk, InferRequest
@@ -35,10 +35,10 @@ class Ticket:
     arrived: float  # server's monotonic clock, s
     expires: float
     answer: Answer  # called once, by any thread
+    session: SessionKey = field(init=False)  # looked up many times
 
-    @property
-    def session(self) -> SessionKey:
-        return (self.peer, self.request.session)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "session", (self.peer, self.request.session))
 
 
 @dataclass(slots=True)
@@ -114,6 +114,8 @@ class Scheduler:
         """Seconds to wait for a fuller batch before calling next_batch; zero: now."""
         count = len(self._places)
         if not count or count >= self.max_batch or not self.window_s:
+            return 0.0
+        if all(session in self._places for session in self._heard):
             return 0.0
         self._heard = {session: at for session, at in self._heard.items() if now - at < ACTIVE_S}
         if all(session in self._places for session in self._heard):
