@@ -94,7 +94,8 @@ class Connection:
         socket.setsockopt(zmq.RECONNECT_IVL, 20)  # ms, doubling
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
         socket.setsockopt(zmq.HANDSHAKE_IVL, 2000)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)  # a server that vanished without a word is noticed
+        if not endpoint.startswith("ipc://"):  # there the kernel says so
+            socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)  # a server that vanished without a word is noticed
         socket.setsockopt(zmq.IPV6, 1)  # of a name that has addresses of both kinds, either will do
         if keys and not endpoint.startswith("ipc://"):  # a path is guarded by its permissions, and asks for no keys
             keys.lock(socket)

@@ -3,8 +3,11 @@
 libzmq has caps on the size of a frame and on the number of messages it holds, and none on the frames of a message: a
 peer that never ends one fills the memory, with 64 bytes for each frame of two. The kernel knows how many bytes came
 over a connection, and the router which connections it has had a message from. A connection over which more has come
-than two of the largest messages, or for longer than any message takes, and no message, is ended. (The kernel does not
-count what comes by a path, ipc://. Those are guarded by their permissions.)
+than two of the largest messages, or for longer than any message takes, and no message, is ended.
+
+Of a path, ipc://, the kernel does not count, but tells at each look whether anything came at all. A connection is ended
+over which something came in SURE looks without a message, while the process grew by two of the largest messages; or in
+SLOW looks, however it grew. So what one can fill is what comes in as many looks, at the speed of the machine.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ from dataclasses import dataclass
 
 import zmq
 
+from hotpolicy.runtime.arrivals import Arrivals
 from hotpolicy.runtime.clock import now
+from hotpolicy.runtime.metrics import resident_bytes
 from hotpolicy.runtime.seldom import Seldom
 
 logger = logging.getLogger(__name__)
@@ -30,6 +35,10 @@ LOOK_S = 0.2
 HELD = 2  # messages of the largest size: more than this is none
 LONGEST_S = 5.0  # that a message of more than LITTLE may be on its way
 LITTLE = 1 << 20  # bytes
+SURE, SLOW = (
+    5,
+    25,
+)  # looks at which something came by a path and no message; a robot whose answer takes long has up to 4
 PLAIN, CURVE = 90, 500  # bytes of the least greeting and handshake, without keys and with: libzmq's own have a few more
 _RECEIVED = struct.Struct("=128xQ")  # in Linux's tcp_info: tcpi_bytes_received
 _numbers = itertools.count()
@@ -41,6 +50,9 @@ class _Connection:
     received: int = 0  # and at the last look
     suspected: float = 0.0  # since when, monotonic s; 0: it is not
     introduced: bool = False  # as much has come as an introduction has
+    local: bool = False  # by a path
+    looks: int = 0  # at which something had come, since a message was over
+    grown: int = 0  # bytes that the process grew by in those
 
 
 class Crowd:
@@ -54,6 +66,8 @@ class Crowd:
         self._watched, self._most_bytes = watched, HELD * message_bytes
         self._endpoint = ""
         self._connections: dict[int, _Connection] = {}
+        self._arrivals = Arrivals()
+        self._resident = 0  # bytes, at the last look
         self._seldom = Seldom()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hotpolicy-crowd", daemon=True)
@@ -75,6 +89,7 @@ class Crowd:
             self._thread.join()
         self._watched.disable_monitor()
         self._events.close(0)
+        self._arrivals.close()
 
     def hang_up(self, descriptor: int, why: str) -> None:
         """End one connection. Its peer may come again."""
@@ -101,7 +116,10 @@ class Crowd:
         if event != zmq.EVENT_ACCEPTED:
             self._connections.pop(descriptor, None)
             return
-        self._connections[descriptor] = _Connection()
+        local = self._endpoint.startswith("ipc://")
+        self._connections[descriptor] = _Connection(local=local)
+        if local:
+            self._arrivals.watch(descriptor)
         if len(self._connections) > MOST:
             stranger = next((one for one in self._connections if not self._is_introduced(one)), descriptor)
             self.hang_up(stranger, f"{MOST} connections are there already")
@@ -117,8 +135,12 @@ class Crowd:
     def _look(self) -> None:
         """The router is asked of those over which much has come; what it says by the next look is judged then."""
         heard, self.heard = self.heard, None
+        came, before, self._resident = self._arrivals.since(), self._resident, resident_bytes()
         for descriptor, connection in self._connections.items():
-            self._judge(descriptor, connection, heard)
+            if not connection.local:
+                self._judge(descriptor, connection, heard)
+            elif descriptor in came or (heard and descriptor in heard):
+                self._judge_local(descriptor, connection, heard, max(0, self._resident - before))
         if any(connection.suspected for connection in self._connections.values()):
             self.heard = set()
 
@@ -134,6 +156,21 @@ class Crowd:
         elif unheard > self._most_bytes or now() - connection.suspected > LONGEST_S:
             self.hang_up(descriptor, f"{unheard} bytes of it are no message")
             connection.ended, connection.suspected = connection.received, 0.0
+
+    def _judge_local(self, descriptor: int, connection: _Connection, heard: set[int] | None, grown: int) -> None:
+        """Something came. That no message did is known where they were listened for."""
+        if heard and descriptor in heard:
+            connection.looks, connection.grown, connection.suspected = 0, 0, 0.0
+            return
+        connection.looks += 1
+        connection.grown += grown
+        if connection.looks > 1 and not connection.suspected:
+            connection.suspected = now()
+        elif heard is not None and (
+            connection.looks >= SLOW or (connection.looks >= SURE and connection.grown > self._most_bytes)
+        ):
+            self.hang_up(descriptor, f"{connection.looks * LOOK_S:g} s of it are no message")
+            connection.looks, connection.grown, connection.suspected = 0, 0, 0.0
 
     def _received(self, descriptor: int) -> int | None:
         """Bytes that have come over it; None: the kernel does not count them, or it is over."""

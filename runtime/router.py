@@ -83,6 +83,8 @@ class Router:
             self._doorman.lock(self._socket, self._door)
             self._crowd.introduction = CURVE
             self._guests = self._doorman.guests
+        if endpoint.startswith("ipc://"):  # the kernel tells who is gone; a peer that says nothing is to send nothing
+            self._socket.set(zmq.HEARTBEAT_IVL, 0)
         self._socket.set(zmq.IPV6, int("[" in endpoint))
         self._file_lock = endpoints.bind(self._socket, field, endpoint)
         bound = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)

@@ -64,13 +64,22 @@ def half_open(endpoint: str) -> None:
             one.close()
 
 
-def endless(endpoint: str, frame: bytes) -> int:
-    """One message of frames like this one, without end. Returns how many bytes were taken before the server hung up."""
+def connected(endpoint: str) -> socket.socket:
+    if endpoint.startswith("ipc://"):
+        peer = socket.socket(socket.AF_UNIX)
+        peer.connect(endpoint.removeprefix("ipc://"))
+        return peer
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    return socket.create_connection((host, int(port)))
+
+
+def endless(endpoint: str, frame: bytes, pause_s: float = 0.0) -> int:
+    """One message of frames like this one, without end, 64 KiB or a frame at a time. Returns how many bytes
+    were taken before the server hung up."""
     long = len(frame) > 255
     size = len(frame).to_bytes(8 if long else 1, "big")
     piece = (bytes([3 if long else 1]) + size + frame) * max(1, 65536 // (len(frame) + 2))
-    with socket.create_connection((host, int(port))) as peer:
+    with connected(endpoint) as peer:
         peer.settimeout(20)
         peer.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32))
         peer.recv(64, socket.MSG_WAITALL)
@@ -82,6 +91,7 @@ def endless(endpoint: str, frame: bytes) -> int:
             while True:
                 peer.sendall(piece)
                 taken += len(piece)
+                time.sleep(pause_s)
         except (BrokenPipeError, ConnectionResetError):
             return taken
 

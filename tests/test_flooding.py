@@ -165,6 +165,50 @@ def test_a_message_of_small_frames_without_end_is_ended(monkeypatch: pytest.Monk
         assert robot.infer(observation()).version == "v1"
 
 
+def test_by_a_path_too_a_message_without_end_is_ended(tmp_path: Path) -> None:
+    """There nobody counts bytes, but the process that takes them grows."""
+    endpoint = f"ipc://{tmp_path}/robots"
+    process = subprocess.Popen([sys.executable, "-c", SERVE, endpoint], cwd=ROOT)
+    try:
+        with PolicyClient(endpoint, timeout_s=5) as robot, ThreadPoolExecutor(1) as pool:
+            robot.wait_ready(20)
+            before = robot.stats()["resident_bytes"]
+            taken, most = pool.submit(endless, endpoint, bytes(1 << 20)), 0
+            while not taken.done():
+                latencies(robot, 1)
+                most = max(most, robot.stats()["resident_bytes"] - before)
+            assert taken.result() > 2 * wire.CAPS.message_bytes
+            assert most < 8e9, "what comes in a few looks"
+            assert latencies(robot, 2)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_by_a_path_a_slow_message_without_end_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The process does not grow by much, and a robot that is slow, or silent, is not taken for one that does this."""
+    monkeypatch.setattr(crowd, "LOOK_S", 0.05)
+    slot = TinySlot(LevelPolicy(delay_s=0.2))  # longer than some looks
+    config = ServeConfig(endpoint=f"ipc://{tmp_path}/robots", drain_s=0.1)
+    with (
+        PolicyServer(config, slot, TinyControl(slot)) as server,
+        PolicyClient(server.endpoint, timeout_s=5) as robot,
+        PolicyClient(server.endpoint, timeout_s=5) as silent,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        robot.wait_ready(5)
+        silent.wait_ready(5)
+        taken = pool.submit(endless, server.endpoint, b"", 0.01)
+        while not taken.done():
+            latencies(robot, 1)
+        assert taken.result() > 0
+        ended = time.monotonic() + 2.0  # as many looks as it took
+        while time.monotonic() < ended:
+            latencies(robot, 1)
+        assert server._doors.robots.router._crowd.hung_up == 1
+        assert latencies(silent, 1)
+
+
 def test_robots_that_send_much_are_not_taken_for_one(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of this one more comes between two looks than a message may have before it is suspected."""
     big = Observation({"front": np.zeros((1000, 1000, 3), np.uint8)}, np.zeros(6, np.float32), "touch the red cube")
