@@ -20,20 +20,16 @@ import zmq
 
 from hotpolicy.runtime import envelope, wire
 from hotpolicy.runtime.clock import Deadline, now
+from hotpolicy.runtime.dealer import BACKLOG, Dealer
 from hotpolicy.runtime.errors import BadReply, ConfigError, Draining, LockedOut, ServerFailed, ServerLost
 from hotpolicy.runtime.failover import Failover
-from hotpolicy.runtime.handshake import Handshake
 from hotpolicy.runtime.keys import ClientKeys
 from hotpolicy.runtime.wire import Buffer, Message
 
 log = logging.getLogger(__name__)
 
 C = TypeVar("C", bound="Connection")
-BACKLOG = 256  # replies that may wait in a socket
 PATIENCE_S = 0.2  # for the active server to connect, before another is asked; at most half of the deadline
-COPIED = 256 << 10  # bytes of a frame below which a copy costs less than to lend it to libzmq
-_NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)  # looked up with each request, and slow as enumerations
-_RCVTIMEO, _RCVMORE = int(zmq.RCVTIMEO), int(zmq.RCVMORE)
 LOOK_S = 1.0  # for a preferred server to say that it is ready
 
 
@@ -60,12 +56,10 @@ class Connection:
         self._ids = itertools.count(1)
         self._failover = Failover(len(endpoints))
         self._look: _Look | None = None
-        self._sockets: list[zmq.Socket[bytes]] = []
-        self._waits: list[int] = []  # for a reply, by socket, as it was told last, ms
-        self._handshakes: list[Handshake] = []
+        self._dealers: list[Dealer] = []
         try:
             for one in endpoints:
-                self._open(one, keys)
+                self._dealers.append(Dealer(one, keys))
         except ConfigError:
             Connection.close(self)
             raise
@@ -82,40 +76,14 @@ class Connection:
 
     @property
     def _socket(self) -> zmq.Socket[bytes]:
-        return self._sockets[self._failover.active]
-
-    def _open(self, endpoint: str, keys: ClientKeys | None) -> None:
-        socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a server that is not there
-        socket.setsockopt(zmq.SNDHWM, 8)
-        socket.setsockopt(zmq.RCVHWM, BACKLOG)
-        socket.setsockopt(zmq.MAXMSGSIZE, wire.CAPS.message_bytes)
-        socket.setsockopt(zmq.RECONNECT_IVL, 20)  # ms, doubling
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
-        socket.setsockopt(zmq.HANDSHAKE_IVL, 2000)
-        if not endpoint.startswith("ipc://"):  # there the kernel says so
-            socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)  # a server that vanished without a word is noticed
-        socket.setsockopt(zmq.IPV6, 1)  # of a name that has addresses of both kinds, either will do
-        if keys and not endpoint.startswith("ipc://"):  # a path is guarded by its permissions, and asks for no keys
-            keys.lock(socket)
-        self._sockets.append(socket)
-        self._waits.append(-1)
-        self._handshakes.append(Handshake(socket, endpoint, locked=keys is not None))
-        try:
-            socket.connect(endpoint)
-        except zmq.ZMQError as error:
-            raise ConfigError(f"endpoint: expected tcp://HOST:PORT or ipc://PATH, got {endpoint!r}") from error
+        return self._dealers[self._failover.active].socket
 
     def close(self) -> None:
         self._shut(0)
 
     def _shut(self, linger_ms: int) -> None:
-        for handshake in self._handshakes:
-            handshake.close()
-        for socket in self._sockets:
-            socket.close(linger_ms)
-        self._handshakes = []
+        for dealer in self._dealers:
+            dealer.close(linger_ms)
 
     def __enter__(self: C) -> C:
         return self
@@ -144,8 +112,8 @@ class Connection:
             active = self._failover.active
             if self._send(active, frames):
                 return active
-            refusal = self._handshakes[active].refusal()
-            if len(self._sockets) > 1 and (refusal or patience.passed()):
+            refusal = self._dealers[active].handshake.refusal()
+            if len(self._dealers) > 1 and (refusal or patience.passed()):
                 for server in self._failover.order(now())[1:]:
                     if self._send(server, frames):
                         self._leave(active, "no server there", server)
@@ -154,27 +122,21 @@ class Connection:
                 raise self._lost(active, refusal, LockedOut)
             if deadline.passed():
                 raise self._lost(active, "no server there before the deadline")
-            self._wait_writable(deadline if len(self._sockets) == 1 or patience.passed() else patience, patience)
+            self._wait_writable(deadline if len(self._dealers) == 1 or patience.passed() else patience, patience)
 
     def _wait_writable(self, deadline: Deadline, patience: Deadline) -> None:
         """Wait until the active server can be sent to or refuses us; once patience is over, until any does."""
         poller = zmq.Poller()
-        for server in range(len(self._sockets)) if patience.passed() else [self._failover.active]:
-            poller.register(self._sockets[server], zmq.POLLOUT)
+        for server in range(len(self._dealers)) if patience.passed() else [self._failover.active]:
+            poller.register(self._dealers[server].socket, zmq.POLLOUT)
             if server != self._failover.active:
-                self._handshakes[server].refusal()  # what it told was heard, and it is silent until it tells more
-            poller.register(self._handshakes[server].socket, zmq.POLLIN)
+                self._dealers[server].handshake.refusal()  # heard, so it is silent until it tells more
+            poller.register(self._dealers[server].handshake.socket, zmq.POLLIN)
         poller.poll(_milliseconds(deadline))
 
     def _send(self, server: int, frames: Sequence[Buffer]) -> bool:
         """Whether there was a server to send to; does not wait for one."""
-        socket, last = self._sockets[server], len(frames) - 1
-        try:
-            for number, frame in enumerate(frames):
-                socket.send(frame, _NOBLOCK if number == last else _NOBLOCK | _SNDMORE, len(frame) < COPIED)
-        except zmq.Again:
-            return False
-        return True
+        return self._dealers[server].send(frames)
 
     def _await(self, id: int, deadline: Deadline, server: int) -> Message | None:
         """The reply with this id, or None once the deadline has passed. Raises the error it reports, if it does."""
@@ -195,19 +157,9 @@ class Connection:
 
     def _receive(self, deadline: Deadline, server: int) -> Message | None:
         """The next message: {} when it was garbage, None once the deadline has passed without one."""
-        socket = self._sockets[server]
-        if (wait := _milliseconds(deadline)) != self._waits[server]:
-            socket.setsockopt(_RCVTIMEO, wait)
-            self._waits[server] = wait
-        try:
-            frames: list[Buffer] = [socket.recv()]
-        except zmq.Again:
+        frames = self._dealers[server].receive(_milliseconds(deadline))
+        if frames is None:
             return None
-        more = socket.getsockopt(_RCVMORE)
-        while more:  # all of a message is there once its first part is
-            part = socket.recv(0, False)
-            frames.append(part.buffer)
-            more = part.more
         try:
             message = wire.decode(frames, fault=BadReply)
             fields = envelope.Fields(message, BadReply)
@@ -225,7 +177,7 @@ class Connection:
 
     def _leave(self, server: int, why: str, successor: int | None = None) -> None:
         """Let the next call go to another server, where there is one."""
-        if len(self._sockets) == 1 or server != self._failover.active:
+        if len(self._dealers) == 1 or server != self._failover.active:
             return
         self._failover.lose(now())
         if successor is not None:
