@@ -7,7 +7,8 @@
 
 The loop, its feed and the recorder are the real ones; the bare arm only remembers its goal, and the cameras hand out
 pictures made beforehand (blocks and sensor noise that move), so that what is measured is the recorder. An overrun is a
-tick that came late, by the loop's own count; those of the first row are the machine's.
+tick that came late, by the loop's own count; those of the row "none" are the machine's, and beside other work only
+several rounds in turn can tell them from the recorder's.
 """
 
 from __future__ import annotations
@@ -140,6 +141,7 @@ class Result:
     cpu: float  # of one core, of the loop's process, while the episode lasted and was sealed
     encoder_cpu: float  # of one core, of the encoder process
     memory_mb: float  # most the loop's process has held since it began
+    encoder_mb: float  # most any encoder process has held
     sealing_s: float  # after the last tick
     mb_per_min: float
 
@@ -171,9 +173,10 @@ def measure(kind: str, cameras: list[Camera], seconds: float) -> Result:
     p99, most = np.percentile(took, (99, 100)) * 1000
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    held = after.ru_maxrss / 1e3 if storage and storage.get("encoding") == "process" else 0.0
     encoder = (after.ru_utime + after.ru_stime - others.ru_utime - others.ru_stime) / report.seconds
     return Result(
-        report.late, 1000 * report.longest_lag_s, p99, most, ticks - kept, spilled, cpu, encoder, peak,
+        report.late, 1000 * report.longest_lag_s, p99, most, ticks - kept, spilled, cpu, encoder, peak, held,
         max(0.0, report.seconds - seconds), size / 1e6 / seconds * 60,
     )  # fmt: skip
 
@@ -198,16 +201,16 @@ def main() -> None:
     print(f"{platform.machine()}, {cores} cores, load {load:.1f} at the start, Python {platform.python_version()}")
     print(f"3 cameras 640x480, {HERTZ} Hz, {options.seconds:g} s each, {options.load} processes beside it")
     print("| kind | late ticks | longest lag, ms | handing over, ms p99 (max) | dropped | spilled | cores | encoder | "
-          "MB held | sealing, s | MB/min |")  # fmt: skip
-    print("|-|-:|-:|-:|-:|-:|-:|-:|-:|-:|-:|")
+          "MB held | by the encoder | sealing, s | MB/min |")  # fmt: skip
+    print("|-|-:|-:|-:|-:|-:|-:|-:|-:|-:|-:|-:|")
     late: dict[str, list[int]] = {}
     for _ in range(options.rounds):
         for kind in options.only or USUAL:
             r = measure(kind, cameras, options.seconds)
             late.setdefault(kind, []).append(r.late)
             print(f"| {kind} | {r.late} | {r.longest_lag_ms:.1f} | {r.handing_p99_ms:.2f} ({r.handing_max_ms:.2f}) | "
-                  f"{r.dropped} | {r.spilled} | {r.cpu:.2f} | {r.encoder_cpu:.2f} | {r.memory_mb:.0f} | "
-                  f"{r.sealing_s:.1f} | {r.mb_per_min:.0f} |", flush=True)  # fmt: skip
+                  f"{r.dropped} | {r.spilled} | {r.cpu:.2f} | {abs(r.encoder_cpu):.2f} | {r.memory_mb:.0f} | "
+                  f"{r.encoder_mb:.0f} | {r.sealing_s:.1f} | {r.mb_per_min:.0f} |", flush=True)  # fmt: skip
     ticks = round(options.seconds * HERTZ) * options.rounds
     for kind, counts in late.items():
         print(f"late ticks of {ticks}, {kind}: {sum(counts)} ({', '.join(map(str, counts))})")
