@@ -3,9 +3,10 @@
     python bench/kills.py record               # 30 kills
     python bench/kills.py record --kills 100 --seed 7
 
-`record`: a process records made-up episodes, on every third turn with encoders so slow that frames go to the spill. It
-says which episodes were saved; after each kill all bytes are checked, every episode is compared with what was
-recorded, and the folder is taken up again, by the recorder or, every other time, by `repair`.
+`record`: a process records made-up episodes; on every third turn videos are encoded in threads, so slow that frames go
+to the spill, else in a process of their own. It says which episodes were saved; after each kill all bytes are checked,
+every episode is compared with what was recorded, and the folder is taken up again, by the recorder or, every other
+time, by `repair`.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def write(root: Path, slow: bool) -> None:
 
         take.ROOM = 4 * 120 * 160 * 3
         VideoWriter.add = add  # type: ignore[method-assign]
-    with Recorder.open(root, SPEC) as recorder:
+    with Recorder.open(root, SPEC, encoding="thread" if slow else "process") as recorder:
         print("ready", flush=True)
         while True:
             print(recorder.write(episode(len(recorder))), flush=True)

@@ -52,7 +52,8 @@ class EncoderProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", PROGRAM, json.dumps(setting)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, pass_fds=[file],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                # SVT-AV1 tells its settings for every video: errors only, unless somebody asks
+                env={"SVT_LOG": "1", **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )  # fmt: skip
         finally:
             os.close(file)
