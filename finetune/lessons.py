@@ -27,7 +27,7 @@ class Source:
     digest: str
     episodes: tuple[int, ...]  # trained on
     held_out: tuple[int, ...]
-    failed: int  # episodes left out because they were judged a failure
+    failed: int  # episodes left out because they were judged a failure, and nobody had taken over
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,8 @@ SMALLEST = 3  # episodes of a task, from which on one is held out
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Episode numbers of one dataset. Episodes judged a failure are on neither side."""
+    """Episode numbers of one dataset. Episodes judged a failure are on neither side, unless a person took over in them:
+    what they did then is right all the same, and it is all that is learned from there."""
 
     train: tuple[int, ...]
     held_out: tuple[int, ...]
@@ -87,7 +88,7 @@ def _prefix(dataset: Dataset, count: int) -> Dataset:
 
 
 def _good(dataset: Dataset) -> Iterator[EpisodeInfo]:
-    return (info for info in dataset.episodes if info.success is not False)
+    return (info for info in dataset.episodes if info.success is not False or info.interventions)
 
 
 def _split(dataset: Dataset, side: Mapping[int, bool]) -> Split:

@@ -96,7 +96,9 @@ class Practice:
 
     def _collected(self, source: Source, recorder: Recorder | Corrections, who: str | None) -> EpisodeReport:
         before = len(self.recorder)
-        task = self.plan.tasks[before % len(self.plan.tasks)]
+        # A demonstration that failed is given again; a policy that needed nobody has its turn at the next task.
+        turn = before + (self._again if isinstance(recorder, Corrections) else 0)
+        task = self.plan.tasks[turn % len(self.plan.tasks)]
         self.rig.set_scene(task, self.plan.seed + 1000 * before + self._again)
         report = self._episode(task, source, recorder, who, LINGER)
         self._again = 0 if len(self.recorder) > before else self._again + 1

@@ -5,24 +5,14 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections import deque
-from concurrent.futures import Future
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from hotpolicy.launch.options import Key, ServerKey
-from hotpolicy.runtime.errors import HotpolicyError, TuningError
-
-if TYPE_CHECKING:
-    from hotpolicy.finetune.recorder import Recorder
-    from hotpolicy.launch.background import Commands, Event, Reply, Tuner
-    from hotpolicy.launch.practice import Practice
-    from hotpolicy.launch.session_plan import SessionPlan
-    from hotpolicy.launch.session_state import Event as Happening
-    from hotpolicy.launch.session_state import State
 
 
 def session(
@@ -100,12 +90,13 @@ def session(
     server between two episodes, by itself or when you say so, and tried. A killed session goes on with the same
     command."""
     from hotpolicy.finetune.recorder import Recorder
-    from hotpolicy.launch import session_state
+    from hotpolicy.launch import session_file
     from hotpolicy.launch.background import Commands, Tuner
     from hotpolicy.launch.keys import client_keys
     from hotpolicy.launch.practice import Practice, legend
     from hotpolicy.launch.profile import load_profile
     from hotpolicy.launch.rig import Rig
+    from hotpolicy.launch.session_loop import Session
     from hotpolicy.launch.session_plan import read_plan
     from hotpolicy.launch.versions import connect, open_store
 
@@ -125,7 +116,7 @@ def session(
     if not (plan.key or plan.server_key):
         plan = replace(plan, key=profile.key, server_key=profile.server_key)
     known = client_keys(plan.key, plan.server_key)
-    state = session_state.load(plan.folder)
+    state = session_file.load(plan.folder)
     with connect(plan.control, plan.key, plan.server_key) as client:
         client.ping()  # fail now rather than after the demonstrations
     open_store(plan.store).live()
@@ -148,225 +139,3 @@ def session(
                 typer.echo(f"  {name:<10}  {meaning}", err=True)
         rig.arm.torque(True)
         Session(plan, state, recorder, practice, tuner, commands, pressed).run()
-
-
-class Session:
-    """Ties the state to what makes it change: `run` is the loop. Between two episodes it attends to the job and to the
-    keys; neither is waited for while there is something to do at the robot."""
-
-    def __init__(
-        self,
-        plan: SessionPlan,
-        state: State,
-        recorder: Recorder,
-        practice: Practice,
-        tuner: Tuner,
-        commands: Commands,
-        pressed: deque[str],
-    ):
-        self.plan, self.state, self.recorder = plan, state, recorder
-        self.practice, self.tuner, self.commands = practice, tuner, commands
-        self._pressed = pressed
-        self._publishing: Future[str] | None = None
-        self._going_back: Future[Reply] | None = None
-        self._asked: str | None = None  # the version a person was asked about
-
-    def run(self) -> None:
-        """Until all rounds are done, or the operator stops."""
-        from hotpolicy.launch import session_state
-
-        plan = self.plan
-        if plan.baseline and not self.state.rounds and self.state.phase == "idle":
-            self._note(session_state.Baseline(self.commands.live()))
-        while True:
-            self._attend()
-            doing = session_state.activity(
-                self.state, len(self.recorder), rounds=plan.rounds, episodes=plan.episodes, tries=plan.tries
-            )
-            if doing == "done":
-                return
-            if doing == "wait" and self._nobody_answers():
-                typer.echo(
-                    f"{self._asked} waits for a decision, and there is no terminal for it: run the same command with "
-                    f"--auto, or `hotpolicy swap {self._asked}` and the same command"
-                )
-                return
-            if not self._do(doing):
-                typer.echo("stopped by the operator; run the same command to go on")
-                return
-
-    def _do(self, doing: str) -> bool:
-        """One episode, or a moment's wait. False when the operator has had enough."""
-        from hotpolicy.launch import session_state
-
-        if doing == "wait":
-            self.practice.wait()
-            return True
-        if doing == "collect":
-            correcting = self.plan.collect == "correct"
-            return (self.practice.correct() if correcting else self.practice.demonstrate()).end != "stop"
-        entry = session_state.on_trial(self.state, self.plan.tries)
-        assert entry is not None
-        report, corrected = self.practice.attempt(entry.tries)
-        if report.end == "stop":
-            return False
-        if report.versions and report.versions != (entry.version,):  # the server went back by itself, or someone did
-            typer.echo(f"{', '.join(report.versions)} acted, not {entry.version}: it is live no more")
-            self._note(session_state.RolledBack(entry.version))
-        elif report.end != "again":
-            self._note(session_state.Tried(bool(report.success and not corrected)))
-        if session_state.on_trial(self.state, self.plan.tries) is None:
-            self._show(entry.number)
-        return True
-
-    def _attend(self) -> None:
-        """What happened meanwhile, and what can be begun; never waits."""
-
-        while self._pressed:
-            self._obey(self._pressed.popleft())
-        if self._going_back and self._going_back.done():
-            self._gone_back(self._going_back)
-        before = None
-        while self.state != before:  # one thing leads to the next
-            before = self.state
-            match self.state.phase:
-                case "idle":
-                    self._begin()
-                case "tuning":
-                    self._follow()
-                case "asking":
-                    self._ask()
-                case "publishing":
-                    self._publish()
-
-    def _begin(self) -> None:
-        from hotpolicy.launch import session_state
-
-        plan, sealed = self.plan, len(self.recorder)
-        if not session_state.may_begin(self.state, sealed, rounds=plan.rounds, episodes=plan.episodes):
-            return
-        self._note(session_state.Begin(self.commands.live(), sealed, plan.seed + self.state.begun + 1))
-        assert self.state.job is not None
-        typer.echo(f"tuning {self.state.job.base} on {sealed} episodes, {sealed - self.state.job.since} of them fresh")
-
-    def _follow(self) -> None:
-        assert self.state.job is not None
-        if not self.tuner.running:
-            self.tuner.start(self.state.job)
-        for event in self.tuner.poll():
-            self._told(event)
-
-    def _told(self, event: Event) -> None:
-        """By the tuning process."""
-        from hotpolicy.launch import session_state
-        from hotpolicy.launch.background import PATIENCE
-        from hotpolicy.launch.finetune import held_out_line
-
-        match event["event"]:
-            case "step" if event["held_out"]:
-                typer.echo(f"  {held_out_line(event)}")
-            case "resumed":
-                typer.echo(f"  goes on after step {event['step']}, where an earlier process was ended")
-            case "lost":
-                self._note(session_state.Lost())
-                if self.state.lost >= PATIENCE:
-                    raise TuningError(f"tuning was killed {self.state.lost} times: {event['words']}")
-                typer.echo("  the tuning process was killed; it is started again")
-            case "sealed":
-                before, after = _errors(Path(event["folder"]))
-                passed, reasons = bool(event["passed"]), tuple(event["reasons"])
-                self._note(session_state.Judged(event["version"], passed, reasons, before, after))
-                if not passed:
-                    self._show(self.state.rounds[-1].number)
-
-    def _ask(self) -> None:
-        """Once; the answer is a key, or the version becoming live by another's hand."""
-        from hotpolicy.launch import session_state
-
-        entry = self.state.rounds[-1]
-        if self.plan.promote == "auto":
-            self._note(session_state.Promote())
-        elif self._asked != entry.version:
-            self._asked = entry.version
-            if self.commands.live() == entry.version:  # somebody has answered before this process was started
-                self._note(session_state.Promote())
-                return
-            keys = self.plan.keys
-            typer.echo(f"{entry.version} passed the gate: {keys.live} makes it live, {keys.leave} leaves it")
-
-    def _publish(self) -> None:
-        from hotpolicy.launch import session_state
-
-        entry = self.state.rounds[-1]
-        trial = session_state.on_trial(self.state, self.plan.tries)
-        if self._publishing is None:
-            if trial is not None:  # its tries are of one version
-                return
-            base = _base_of(self.plan.store, entry.version)
-            self._publishing = self.commands.publish(entry.version, base, f"{self.state.name}-{entry.number}")
-        elif self._publishing.done():
-            reason, self._publishing = self._publishing.result(), None
-            self._note(session_state.NotLive(reason) if reason else session_state.Live())
-            if reason or not self.plan.tries:
-                self._show(entry.number)
-
-    def _obey(self, key: str) -> None:
-        from hotpolicy.launch import session_state
-
-        if key == "back" and self._going_back is None:
-            self._going_back = self.commands.roll_back()
-        elif self.state.phase == "asking" and self._asked is not None and key in ("live", "leave"):
-            self._note(session_state.Promote() if key == "live" else session_state.Leave())
-            if key == "leave":
-                self._show(self.state.rounds[-1].number)
-
-    def _gone_back(self, future: Future[Reply]) -> None:
-        from hotpolicy.launch import session_state
-
-        self._going_back = None
-        try:
-            reply = future.result()
-        except HotpolicyError as error:  # policy: what is live stays so, and the person has it in writing
-            typer.echo(f"not rolled back: {error}")
-            return
-        typer.echo(f"rolled back: {reply['version']} is live, {reply['before']} is not")
-        self._note(session_state.RolledBack(reply["before"]))
-        self._show(next((entry.number for entry in self.state.rounds if entry.version == reply["before"]), None))
-
-    def _nobody_answers(self) -> bool:
-        return self.state.phase == "asking" and self.plan.promote == "ask" and not sys.stdin.isatty()
-
-    def _note(self, happening: Happening) -> None:
-        """It happened: on disk before anything follows from it."""
-        from hotpolicy.launch import session_state
-
-        self.state = session_state.advance(self.state, happening)
-        session_state.save(self.plan.folder, self.state)
-
-    def _show(self, number: int | None) -> None:
-        from hotpolicy.launch.progress import save_plot, show_round
-
-        for entry in self.state.rounds:
-            if entry.number == number:
-                show_round(entry)
-        if importlib.util.find_spec("matplotlib") is not None:
-            save_plot(self.plan.folder, self.state.rounds)
-
-
-def _base_of(store: Path, version: str) -> str | None:
-    from hotpolicy.launch.versions import open_store
-
-    return open_store(store).open(version).manifest.parent
-
-
-def _errors(folder: Path) -> tuple[float | None, float | None]:
-    """Held-out action error of the new tasks before and after, deg, the mean over tasks; None where nothing was
-    held out."""
-    from hotpolicy.launch.finetune import mean_over_tasks
-    from hotpolicy.runtime.bundle import Bundle
-
-    verdict = Bundle.open(folder).manifest.verdict or {}
-    sides = (verdict.get("figures") or {}).get("held_out") or {}
-    found = [sides[when].get("new") for when in ("before", "after") if when in sides]
-    before, after = (mean_over_tasks(figures, "error_deg") if figures else None for figures in (*found, None, None)[:2])
-    return before, after

@@ -65,6 +65,7 @@ class SessionPlan:
     server_key: Path | None = None
     rounds: int = 1  # in all, those of earlier runs included
     episodes: int = 24  # new demonstrations for each round
+    uncorrected: int = 20  # where `collect` is correct: so many in a row that need nobody end it
     tries: int = 8  # episodes of the policy after each round, over all tasks
     baseline: bool = False  # as many before the first
     promote: str = "ask"
@@ -127,7 +128,7 @@ def _file(file: Path) -> dict[str, Any]:
     for name, choices in (("collect", COLLECT), ("promote", PROMOTE)):
         if fields.has(name):
             found[name] = fields.text(name, choices=choices)
-    for name, above in (("rounds", 0), ("episodes", 0), ("tries", -1), ("seed", -1)):
+    for name, above in (("rounds", 0), ("episodes", 0), ("uncorrected", 0), ("tries", -1), ("seed", -1)):
         if fields.has(name):
             found[name] = fields.whole(name, above=above)
     if fields.has("baseline"):

@@ -75,6 +75,13 @@ class Beginning(Protocol):
     def begin(self, task: str) -> None: ...
 
 
+@runtime_checkable
+class Replanning(Protocol):
+    """A source that can forget its plan within an episode, because somebody else has moved the arm."""
+
+    def replan(self) -> None: ...
+
+
 class OperatorSource:
     """A person or a script acts."""
 
@@ -105,6 +112,9 @@ class PolicySource:
 
     def begin(self, task: str) -> None:
         self.client.new_episode()
+        self.replan()
+
+    def replan(self) -> None:
         self.buffer.clear()
 
     def act(self, observation: Observation) -> Wish:
@@ -137,7 +147,7 @@ class SteppedPolicySource:
 
     def __init__(self, client: PolicyClient, replan: int, deadline_ms: float | None = None):
         self.client = client
-        self.replan = replan
+        self._replan = replan
         self.failures: Counter[str] = Counter()
         self._deadline_ms = deadline_ms
         self._chunk: ActionChunk | None = None
@@ -145,11 +155,14 @@ class SteppedPolicySource:
 
     def begin(self, task: str) -> None:
         self.client.new_episode()
+        self.replan()
+
+    def replan(self) -> None:
         self._chunk = None
 
     def act(self, observation: Observation) -> Wish:
         """Raises BadRequest when the server says that this robot does not fit its policy."""
-        if self._chunk is None or self._used >= min(self.replan, len(self._chunk.actions)):
+        if self._chunk is None or self._used >= min(self._replan, len(self._chunk.actions)):
             try:
                 self._chunk, self._used = self.client.infer(observation, self._deadline_ms), 0
             except ServeError as error:
@@ -189,11 +202,19 @@ class SharedSource:
             self._fresh = False
             return Wish(target, intervention=True)
         if not self._fresh:
-            self.policy.begin(self._task)  # what it planned before the correction is out of date
+            self._forget()
             self._fresh = True
         if isinstance(self.operator, Following):
             self.operator.follow(observation.state)
         return self.policy.act(observation)
+
+    def _forget(self) -> None:
+        """What the policy planned before the correction is out of date. It is the same episode: no other version may
+        come in."""
+        if isinstance(self.policy, Replanning):
+            self.policy.replan()
+        else:
+            self.policy.begin(self._task)
 
     def decision(self) -> Decision:
         return self.operator.decision if isinstance(self.operator, Deciding) else "done"

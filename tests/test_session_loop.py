@@ -13,7 +13,8 @@ import pytest
 
 from hotpolicy.launch import session_state as states
 from hotpolicy.launch.practice import Practice
-from hotpolicy.launch.session import Session
+from hotpolicy.launch.session_file import load
+from hotpolicy.launch.session_loop import Session
 from hotpolicy.launch.session_plan import SessionPlan
 from hotpolicy.runtime.errors import TuningError, UnknownVersion
 
@@ -23,6 +24,10 @@ class Report:
     end: str = "judged"
     success: bool | None = True
     versions: tuple[str, ...] = ()
+
+    @property
+    def kept(self) -> bool:
+        return self.end == "judged"
 
 
 @dataclass
@@ -34,6 +39,7 @@ class World:
     before: str = "none"
     sealed: int = 0
     passes: bool = True
+    clumsy: str = ""  # a taught version that has to be corrected all the same
     lasts: int = 3  # deeds at the robot that a tuning process takes
     dies: int = 0  # times it is killed
     script: dict[int, str] = field(default_factory=dict)
@@ -66,6 +72,12 @@ class World:
     def demonstrate(self) -> Report:
         report = self._deed("demonstrate")
         self.sealed += report.end != "stop"
+        return report
+
+    def correct(self) -> Report:
+        """The policy acts; what the base does has to be corrected, what was taught has not."""
+        report = self._deed(f"watch {self.live}")
+        self.sealed += report.end != "stop" and self.live in ("base", self.clumsy)
         return report
 
     def attempt(self, number: int) -> tuple[Report, bool]:
@@ -122,14 +134,14 @@ class Server:
 
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SessionPlan:
-    monkeypatch.setattr("hotpolicy.launch.session._errors", lambda folder: (5.0, 2.0))
-    monkeypatch.setattr("hotpolicy.launch.session._base_of", lambda store, version: "base")
+    monkeypatch.setattr("hotpolicy.launch.session_pipeline._errors", lambda folder: (5.0, 2.0))
+    monkeypatch.setattr("hotpolicy.launch.session_pipeline._base_of", lambda store, version: "base")
     return SessionPlan(tmp_path, ("wave",), rounds=2, episodes=2, tries=2, promote="auto")
 
 
 def session(plan: SessionPlan, world: World) -> Session:
     made: Any = Session
-    return made(plan, states.load(plan.folder), world, world, world, Server(world), world.pressed)
+    return made(plan, load(plan.folder), world, world, world, Server(world), world.pressed)
 
 
 def test_demonstrations_go_on_while_it_is_tuned(plan: SessionPlan, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,7 +155,7 @@ def test_demonstrations_go_on_while_it_is_tuned(plan: SessionPlan, capsys: pytes
     out = capsys.readouterr().out
     assert "round  1  v1  live         2/2 1.00 [0.34, 1.00]" in out
     assert (plan.folder / "session.png").exists()
-    state = states.load(plan.folder)
+    state = load(plan.folder)
     assert state.published == ["v1", "v2"]
     session(plan, fresh := World()).run()  # nothing is left to do
     assert fresh.deeds == []
@@ -162,7 +174,7 @@ def test_it_can_be_left(plan: SessionPlan, monkeypatch: pytest.MonkeyPatch) -> N
     world = World(lasts=1, script={1: "leave", 4: "leave"})
     session(replace(plan, promote="ask", rounds=1), world).run()
     assert (world.live, world.requests, len(world.deeds)) == ("base", [], 5)
-    assert states.load(plan.folder).rounds[0].outcome == "left"
+    assert load(plan.folder).rounds[0].outcome == "left"
 
 
 def test_nobody_there_to_ask_ends_it_with_what_to_do(
@@ -172,10 +184,10 @@ def test_nobody_there_to_ask_ends_it_with_what_to_do(
     asking = replace(plan, promote="ask", rounds=1)
     session(asking, World(lasts=0)).run()
     assert "v1 waits for a decision" in capsys.readouterr().out
-    assert states.load(plan.folder).phase == "asking"
+    assert load(plan.folder).phase == "asking"
     session(asking, world := World(live="v1", sealed=2)).run()  # somebody swapped it in by hand
     assert world.acts == ["try v1"] * 2
-    assert states.load(plan.folder).published == ["v1"]
+    assert load(plan.folder).published == ["v1"]
 
 
 def test_one_key_rolls_back(plan: SessionPlan, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,7 +195,7 @@ def test_one_key_rolls_back(plan: SessionPlan, capsys: pytest.CaptureFixture[str
     session(replace(plan, rounds=1, tries=5), world).run()
     assert world.acts == ["demonstrate"] * 2 + ["try v1"]  # not tried on
     assert world.live == "base"
-    (entry,) = states.load(plan.folder).rounds
+    (entry,) = load(plan.folder).rounds
     assert (entry.version, entry.rolled_back, entry.tries) == ("v1", True, 1)
     assert "rolled back: base is live, v1 is not" in capsys.readouterr().out
 
@@ -200,7 +212,7 @@ def test_a_server_that_went_back_by_itself_is_noticed(plan: SessionPlan) -> None
             return _done("")  # live, and at once no more
 
     session(replace(plan, rounds=1), world := Flaky(lasts=0)).run()
-    (entry,) = states.load(plan.folder).rounds
+    (entry,) = load(plan.folder).rounds
     assert (entry.rolled_back, entry.tries) == (True, 0)
     assert world.deeds[-1] == "try base"
 
@@ -218,7 +230,7 @@ def test_a_killed_tuning_process_is_given_the_same_job(plan: SessionPlan) -> Non
     assert len({*world.jobs}) == 1
     with pytest.raises(TuningError, match="killed 3 times: Killed"):
         session(replace(plan, rounds=2), World(dies=3, sealed=4)).run()
-    assert states.load(plan.folder).phase == "tuning"  # and the same command tries again
+    assert load(plan.folder).phase == "tuning"  # and the same command tries again
 
 
 def test_the_operator_stops_and_goes_on(plan: SessionPlan, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,13 +241,37 @@ def test_the_operator_stops_and_goes_on(plan: SessionPlan, capsys: pytest.Captur
     after = World(sealed=world.sealed)
     session(plan, after).run()
     assert after.jobs[0] == job  # the same run
-    assert states.load(plan.folder).published == ["v1", "v2"]
+    assert load(plan.folder).published == ["v1", "v2"]
+
+
+def test_corrections_are_collected_until_none_is_needed(plan: SessionPlan, capsys: pytest.CaptureFixture[str]) -> None:
+    correcting = replace(plan, collect="correct", take_over="scripted", uncorrected=3, rounds=3)
+    session(correcting, world := World(lasts=0, clumsy="v1")).run()
+    first = ["watch base"] * 2 + ["watch v1", "try v1", "try v1", "watch v1"]
+    assert world.acts == [*first, "watch v2", "try v2", "try v2", *["watch v2"] * 3]
+    assert "3 episodes in a row needed no correction: nothing is left to teach" in capsys.readouterr().out
+    assert load(plan.folder).published == ["v1", "v2"]
+
+
+def test_none_needed_yet_a_version_is_on_its_way(plan: SessionPlan) -> None:
+    """What is tuned may need corrections again: it is waited for, and counted anew."""
+    correcting = replace(plan, collect="correct", take_over="scripted", uncorrected=2, tries=0)
+
+    class Early(World):
+        def correct(self) -> Report:
+            if self.live == "base" and self.sealed >= 2:
+                return self._deed("watch base")  # it needs nobody now
+            return super().correct()
+
+    session(correcting, world := Early(lasts=6, clumsy="v1")).run()
+    assert world.acts == ["watch base"] * 4 + ["watch v1"] * 2
+    assert load(plan.folder).published == ["v1", "v2"]
 
 
 def test_before_and_after(plan: SessionPlan) -> None:
     session(replace(plan, rounds=1, baseline=True), world := World(lasts=0)).run()
     assert world.acts == ["try base"] * 2 + ["demonstrate"] * 2 + ["try v1"] * 2
-    assert [entry.number for entry in states.load(plan.folder).rounds] == [0, 1]
+    assert [entry.number for entry in load(plan.folder).rounds] == [0, 1]
 
 
 def test_the_practice_has_what_the_session_asks_for() -> None:

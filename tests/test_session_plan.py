@@ -85,7 +85,9 @@ def test_what_is_wrong_is_named(file: Path, before: str, instead: str, said: str
 
 
 def test_a_file_that_is_not_there_lists_what_comes_along(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"so101_correct\.yaml, virtual_hover\.yaml; .*none\.yaml is none"):
+    with pytest.raises(
+        ConfigError, match=r"so101_correct\.yaml, virtual_correct\.yaml, virtual_hover\.yaml; .*none\.yaml is none"
+    ):
         read_plan(tmp_path / "none.yaml", {})
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotpolicy.launch import session_state as states
-from hotpolicy.launch.session_state import (
+from hotpolicy.launch import session_file as files
+from hotpolicy.launch.session_events import (
     TRANSITIONS,
     Baseline,
     Begin,
@@ -22,13 +22,10 @@ from hotpolicy.launch.session_state import (
     NotLive,
     Promote,
     RolledBack,
-    State,
     Tried,
-    activity,
     advance,
-    may_begin,
-    on_trial,
 )
+from hotpolicy.launch.session_state import Job, State, activity, may_begin, on_trial
 from hotpolicy.runtime.errors import ConfigError, TuningError
 
 PLAN = {"rounds": 2, "episodes": 4}
@@ -54,7 +51,7 @@ def test_a_round_from_demonstrations_to_tries() -> None:
     assert not may_begin(state, 3, **PLAN)
     assert may_begin(state, 4, **PLAN)
     state = advance(state, Begin("base", 4, 1))
-    assert state.job == states.Job("s-1", "base", until=4, since=0, seed=1)
+    assert state.job == Job("s-1", "base", until=4, since=0, seed=1)
     assert activity(state, 4, **PLAN, tries=2) == "collect"  # for the next round, while this one is tuned
     assert activity(state, 8, **PLAN, tries=2) == "wait"
     state = advance(state, Judged("one", True, (), 5.0, 2.0))
@@ -136,13 +133,13 @@ def test_whatever_happens_in_whatever_order(events: list[Event]) -> None:
             with pytest.raises(TuningError, match="cannot happen while"):
                 advance(state, event)
             assert state == before
-    assert states.read(json.loads(states.written(state))) == state
+    assert files.read(json.loads(files.written(state))) == state
 
 
 def test_it_survives_on_disk(tmp_path: Path) -> None:
     state = after(*ROUND, Tried(True), Begin("one", 8, 2), Lost())
-    states.save(tmp_path, state)
-    assert states.load(tmp_path) == state
+    files.save(tmp_path, state)
+    assert files.load(tmp_path) == state
     assert [path.name for path in tmp_path.iterdir()] == ["session.json"]
 
 
@@ -152,4 +149,4 @@ def test_it_survives_on_disk(tmp_path: Path) -> None:
 def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "session.json").write_text(content)
     with pytest.raises(ConfigError, match=r"session\.json: "):
-        states.load(tmp_path)
+        files.load(tmp_path)

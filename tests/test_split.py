@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,12 @@ def test_failures_are_on_neither_side_and_take_no_place() -> None:
     (side,) = split([of("bad", "aaAAAAa")], 0.15)
     assert len(side.held_out) == 1
     assert sorted(side.train + side.held_out) == [0, 1, 6]
+    failed = of("bad", "AAA")
+    corrected = Dataset(
+        failed.root, failed.info, (), tuple(replace(one, interventions=1) for one in failed.episodes), {}
+    )
+    (side,) = split([corrected], 0.15)
+    assert sorted(side.train + side.held_out) == [0, 1, 2]  # corrections are right, even where they came too late
 
 
 def test_what_an_ancestor_saw_keeps_its_side_whichever_dataset_grew(tmp_path: Path) -> None:

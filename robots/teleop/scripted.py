@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hotpolicy.robots.sim.kinematics import reach, units
+from hotpolicy.robots.sim.kinematics import MAX_STEP, reach, units
 from hotpolicy.robots.sim.scene import HALF
 from hotpolicy.robots.sim.tasks import Task
+from hotpolicy.robots.teleop.course import Course
 from hotpolicy.runtime.messages import Observation
 
 if TYPE_CHECKING:
@@ -102,20 +103,28 @@ def _across(a: np.ndarray, b: np.ndarray) -> float:
 
 
 class ScriptedOperator:
-    """An Operator of virtual arms: plays the script of whatever task the world was reset to."""
+    """An Operator of virtual arms: plays the script of whatever task the world was reset to. Beside a policy it acts
+    (`in_control`) only while that is off the script's course."""
 
     def __init__(self, world: VirtualWorld):
         self.world = world
         self._script: Script | None = None
+        self._course = Course(MAX_STEP)
         self._last_tick = -1
+
+    @property
+    def in_control(self) -> bool:
+        return self._course.in_control
 
     def act(self, observation: Observation) -> np.ndarray | None:
         """(6,) targets in degrees and percent. It never ends an episode: the world's referee does."""
         moment = self.world.moment
         if self._script is None or moment.tick <= self._last_tick:  # the world was reset
-            self._script = Script(Task.parse(moment.task))
+            self._script, self._course = Script(Task.parse(moment.task)), Course(MAX_STEP)
         self._last_tick = moment.tick
-        return units(self._script.act(moment.truth)).astype(np.float32)
+        target = units(self._script.act(moment.truth)).astype(np.float32)
+        self._course.watch(observation.state, target)
+        return target
 
     def close(self) -> None:
         pass
