@@ -7,6 +7,7 @@ It is told by lines of JSON on its standard input, and answers by lines of JSON 
     {"place": COLUMN, "number": 0}    the next frame is at this place of the spill file
     {"end": COLUMN}                   no more frames
     {"drop": COLUMN}                  nothing of it is wanted
+                                      {"ready": PID}       once, first of all
                                       {"done": COLUMN}     a frame is compressed, its slot free
                                       {"ended": COLUMN, "frames": 30, "levels": [[...], ...]}
                                       {"dropped": COLUMN}
@@ -136,5 +137,6 @@ def main(setting: str) -> None:
         with lock:
             os.write(answers, json.dumps(message).encode() + b"\n")
 
+    say({"ready": os.getpid()})
     serve(slots, _lines(0, given["parent"]), say)
     os._exit(0)  # desks may be at work: nobody is there any more who wants it

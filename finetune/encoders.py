@@ -26,6 +26,7 @@ import sys
 from hotpolicy.finetune.encoder import main
 main(sys.argv[1])
 """
+READY_S = 10.0  # it needs a third of a second, more on a machine that is busy
 END_S = 2.0  # from the end of its input to being killed
 
 
@@ -38,7 +39,7 @@ class Listener(Protocol):
 
 
 class EncoderProcess:
-    """Starting does not wait: until the process is ready, frames wait in its slots."""
+    """Starting does not wait (`wait_ready` does): until the process is ready, frames wait in its slots."""
 
     def __init__(self, shapes: Mapping[str, Shape], room: float, nice: int = NICE):
         """`shapes` of each camera's frames, by column; `room`: bytes of frames of each that may wait in memory.
@@ -47,6 +48,7 @@ class EncoderProcess:
         self._listeners: dict[str, Listener] = {}
         self._lock = threading.Lock()
         self._why = ""  # we ended it
+        self._ready = threading.Event()  # or over
         setting = {"file": file, "slots": self.slots.to_dict(), "parent": os.getpid(), "nice": nice}
         try:
             self._process = subprocess.Popen(
@@ -59,6 +61,10 @@ class EncoderProcess:
             os.close(file)
         self._reader = threading.Thread(target=self._read, name="encoder-answers", daemon=True)
         self._reader.start()
+
+    def wait_ready(self, timeout_s: float = READY_S) -> None:
+        """Return once it takes frames at once, or is over, or `timeout_s` has passed."""
+        self._ready.wait(timeout_s)
 
     @property
     def pid(self) -> int:
@@ -117,11 +123,14 @@ class EncoderProcess:
                 *whole, held = (held + read).split(b"\n")
                 for line in whole:
                     message = json.loads(line)
+                    if "ready" in message:
+                        self._ready.set()
                     with self._lock:
                         listener = self._listeners.get(next(iter(message.values())))
                     if listener is not None:
                         listener.hear(message)
         self._process.wait()
+        self._ready.set()
         with self._lock:
             left, self._listeners = list(self._listeners.values()), {}
         for listener in left:

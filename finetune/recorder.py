@@ -46,6 +46,8 @@ class Recorder:
         self._sealed, self.repaired = Sealed.load(root, spec)  # `repaired`: what had to be put right
         self._encoding = encoding
         self._encoders = self._start_encoders()
+        if self._encoders:
+            self._encoders.wait_ready()  # no episode is to begin with frames that wait for it
 
     @classmethod
     def open(

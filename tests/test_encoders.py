@@ -216,6 +216,7 @@ def test_only_videos_of_some_size_are_worth_it(root: Path) -> None:
     one = episode(0, 3, spec=spec)
     with Recorder.open(root.with_name("large"), spec) as recorder:
         assert recorder._encoders is not None
+        assert recorder._encoders._ready.is_set()  # before anybody demonstrates anything
         recorder.write(one)
     same(Dataset.open(root.with_name("large")).episode(0), one, pixels=3)
 
