@@ -27,6 +27,7 @@ from hotpolicy.runtime.tensor_file import TensorFile
 from hotpolicy.runtime.tensor_writer import DTYPES, write_tensors
 
 HASHING = 2  # threads that verify tensors, one tensor each: hashing holds no lock
+SMALL = 16 << 20  # bytes; tensors that have fewer together are verified by the thread that asks
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,10 @@ class Bundle:
             if not digest.finite:
                 raise BundleError(f"{file.path}: tensor {name}: holds NaN or infinity")
 
+        if sum(file.entries[name].size for name in names) < SMALL:
+            for name in names:
+                check(name)
+            return
         with ThreadPoolExecutor(HASHING, thread_name_prefix="verify") as threads:
             # the largest first, so that the threads end together
             for _ in threads.map(check, sorted(names, key=lambda name: -file.entries[name].size)):

@@ -7,13 +7,14 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal, cast
 
 from hotpolicy.runtime.errors import BundleError
 from hotpolicy.runtime.messages import RobotSpec
 
 SCHEMA = 1
+KEPT = 32  # newest texts whose manifests are kept
 ID_LENGTH = 16  # hex digits of the digest that name a bundle
 FIELDS = ("kind", "parent", "model", "tensors", "spec", "transforms", "provenance", "verdict", "files")
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # a plain name: side files never leave the folder
@@ -107,9 +108,11 @@ class Manifest:
             files=data["files"],
         )
 
-    @classmethod
-    def parse(cls, text: bytes) -> Manifest:
-        """Read `manifest.json`. Raises BundleError when it is not one, or was altered after sealing."""
+    @staticmethod
+    @lru_cache(maxsize=KEPT)
+    def parse(text: bytes) -> Manifest:
+        """Read `manifest.json`. Raises BundleError when it is not one, or was altered after sealing. The same text
+        gives the same object: one swap opens a version and its parents several times."""
         try:
             data = json.loads(text, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
@@ -117,7 +120,7 @@ class Manifest:
         if not isinstance(data, dict):
             raise BundleError("expected a JSON mapping")
         claimed = data.pop("digest", None)
-        manifest = cls.from_dict(data)
+        manifest = Manifest.from_dict(data)
         if manifest.digest != claimed:
             raise BundleError(f"digest: content gives {manifest.digest[:ID_LENGTH]}…, the file says {claimed!r}")
         return manifest
