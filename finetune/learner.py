@@ -74,8 +74,9 @@ class Learner:
             {"params": members, "multiple": multiple, "since": step, "lr": 0.0} for multiple, members in fresh.items()
         ]
 
-    def update(self, step: int, rate: float) -> None:
-        """One step of the optimiser with the gradients there are. Raises TuningError when they are not finite."""
+    def update(self, step: int, rate: float) -> float:
+        """One step of the optimiser with the gradients there are -> their norm, before it was clipped. Raises
+        TuningError when they are not finite."""
         for group in self._optimiser.param_groups:
             warm = min(1.0, (step - group["since"] + 1) / max(1, self.config.warmup))
             group["lr"] = rate * group["multiple"] * warm
@@ -85,6 +86,7 @@ class Learner:
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
         self._ema.update(self.model)
+        return norm
 
     def finish(self, averages: Mapping[str, Tensor] | None = None) -> tuple[Vla, tuple[str, ...]]:
         """The model to publish, of these averages or the present ones, and the names of the tensors that learned.

@@ -40,6 +40,7 @@ class Progress:
     loss: float  # flow loss of the batch
     rate: float
     seconds: float  # since the run began
+    gradient: float  # its norm, before it was clipped; nan before the first step
     evaluation: Evaluation | None = None
     note: str = ""  # something a person should know, e.g. that the cache did not fit
 
@@ -102,6 +103,7 @@ class Trainer:
         self.stage = self.strategy.stages[0]
         self._entered = [[0, 0]]  # stages, by index, and the step before which each was
         self._seconds = 0.0
+        self._gradient = math.nan  # norm, of the last step
         self._random = torch.Generator().manual_seed(config.seed)
         self._outcome: Outcome | None = None
         self._home, self._sources = home, Sources(ComputedPrefixes(self.learner.model, self.frames))
@@ -237,7 +239,7 @@ class Trainer:
         if not math.isfinite(value):
             raise TuningError(f"step {step + 1}: expected a finite loss, got {value:g}")
         self.ranks.sum_gradients(self.learner.free().values())
-        self.learner.update(step, self._rate(step))
+        self._gradient = self.learner.update(step, self._rate(step))
         return value
 
     def _rate(self, step: int) -> float:
@@ -273,7 +275,8 @@ class Trainer:
     def _progress(self, loss: float, started: float, evaluation: Evaluation | None) -> Progress:
         step, note = self.done, "; ".join(self.notes) if math.isnan(loss) else ""
         rate = self._rate(max(0, step - 1))
-        return Progress(step, self.config.steps, self.stage.name, loss, rate, now() - started, evaluation, note)
+        seconds, name = now() - started, self.stage.name
+        return Progress(step, self.config.steps, name, loss, rate, seconds, self._gradient, evaluation, note)
 
     def _finish(self, stopped: str, seconds: float) -> None:
         keeper, done = self._keeper, self.done

@@ -101,6 +101,9 @@ def finetune(
     minutes: Annotated[
         float | None, typer.Option(min=0.1, help="Time for all steps, where auto or --plan chooses a strategy.")
     ] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="Write the curves here, too, as TensorBoard reads them, while it trains.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Progress as JSON lines on stdout.")] = False,
 ) -> None:
     """Tune a version on new demonstrations, judge it against the one it would replace, and seal it as a delta.
@@ -137,6 +140,10 @@ def finetune(
         return
     speaks = first_of_all()
     events = tune(work)
+    if tensorboard is not None and speaks:
+        from hotpolicy.launch.tensorboard import written
+
+        events = written(tensorboard, events)
     for event in draw(events) if speaks and not as_json else events:
         if speaks and as_json:
             typer.echo(json.dumps(event))

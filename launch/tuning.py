@@ -237,6 +237,8 @@ def _step(progress: Progress) -> Event:
         "steps": progress.steps,
         "stage": progress.stage,
         "loss": None if progress.loss != progress.loss else round(progress.loss, 5),
+        "rate": progress.rate,
+        "gradient": None if progress.gradient != progress.gradient else round(progress.gradient, 5),
         "seconds": round(progress.seconds, 2),
         "held_out": progress.evaluation.to_dict() if progress.evaluation else None,
         "note": progress.note,
