@@ -1,9 +1,12 @@
-"""What a tuning step costs, by strategy: the shipped nano policy, 32 frames with 4 noise draws each.
+"""What a tuning step costs, by strategy: the shipped nano policy, 32 frames with 4 noise draws each; or a pi0 of middle
+size, 2 frames.
 
     python bench/tuning.py [--rounds 10] [--steps 3] [--threads 1] [--out tuning.json]
+    python bench/tuning.py --size middle --rounds 5 --steps 1      # 10 GB
 
 The strategies take turns of a few steps in one process, so that a busy machine disturbs all alike; what is reported is
-the median step, by the wall and by the process's own cpu, and its ratio to full tuning. Frames are the rehearsal set's.
+the median step, by the wall and by the process's own cpu, and its ratio to full tuning. Frames of nano are of its
+rehearsal set, those of the middle size are noise. An evaluation at the end is not among the steps.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import platform
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,34 +32,63 @@ from hotpolicy.launch.nano import SHIPPED
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.chain import resolve
 from hotpolicy.runtime.engine.torch_weights import build_model, tensors_from_numpy
+from hotpolicy.runtime.messages import RobotSpec
+from hotpolicy.runtime.model.pi0 import Pi0
+from hotpolicy.runtime.model.vla import Vla
 from hotpolicy.runtime.transforms import Transforms
 
 SUBJECTS = {
-    "head-only, cached prefixes": TuneConfig(strategy="expert"),
-    "head-only, computed prefixes": TuneConfig(strategy="expert", caching="off"),
+    "heads, cached prefixes": TuneConfig(strategy="heads"),
+    "heads, computed prefixes": TuneConfig(strategy="heads", caching="off"),
+    "expert, cached prefixes": TuneConfig(strategy="expert"),
+    "expert, computed prefixes": TuneConfig(strategy="expert", caching="off"),
     "top-2": TuneConfig(strategy="top-2"),
     "full": TuneConfig(strategy="full"),
 }
-WARM = 3  # steps of each before any counts
 
 
-def start(config: TuneConfig, steps: int) -> tuple[Trainer, Iterator[Progress]]:
-    """A run that has taken its first steps."""
+@dataclass(frozen=True)
+class Size:
+    model: Vla
+    transforms: Transforms
+    spec: RobotSpec
+    lessons: Lessons
+    batch: int
+    warm: int  # steps of each strategy before any counts
+
+
+def nano() -> Size:
     bundle = Bundle.open(SHIPPED)
     model = build_model(bundle.manifest.model, tensors_from_numpy(resolve([bundle])))
     samples = rehearsal_of([bundle])
     assert samples is not None
-    config = replace(config, steps=steps + WARM + 1, evaluate_every=steps + WARM + 1, replay=0.0)
-    transforms = Transforms.of_chain([bundle])
-    trainer = Trainer(model, transforms, bundle.manifest.spec, Lessons(samples), config)
+    return Size(model, Transforms.of_chain([bundle]), bundle.manifest.spec, Lessons(samples), batch=32, warm=3)
+
+
+def middle() -> Size:
+    from budget import FRAMES, MIDDLE, SPEC, TRANSFORMS, samples
+
+    torch.manual_seed(0)
+    model = Pi0(MIDDLE).requires_grad_(False)
+    return Size(model, TRANSFORMS, SPEC, Lessons(samples(FRAMES)), batch=2, warm=1)
+
+
+SIZES = {"nano": nano, "middle": middle}
+
+
+def start(size: Size, config: TuneConfig, steps: int) -> tuple[Trainer, Iterator[Progress]]:
+    """A run that has taken its first steps."""
+    steps += size.warm + 1
+    config = replace(config, steps=steps, evaluate_every=steps, batch=size.batch, replay=0.0)
+    trainer = Trainer(size.model, size.transforms, size.spec, size.lessons, config)
     running = trainer.run()
-    for _ in range(WARM + 1):
+    for _ in range(size.warm + 1):
         next(running)
     return trainer, running
 
 
-def run(rounds: int, steps: int) -> dict[str, Any]:
-    subjects = {name: start(config, rounds * steps) for name, config in SUBJECTS.items()}
+def run(size: Size, draws: int, rounds: int, steps: int) -> dict[str, Any]:
+    subjects = {name: start(size, replace(config, draws=draws), rounds * steps) for name, config in SUBJECTS.items()}
     wall: dict[str, list[float]] = {name: [] for name in subjects}
     cpu: dict[str, list[float]] = {name: [] for name in subjects}
     for _ in range(rounds):
@@ -95,13 +127,15 @@ def table(report: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="nano")
+    parser.add_argument("--draws", type=int, default=4, help="of noise and time per frame")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=3, help="of each strategy in a round")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    report = run(arguments.rounds, arguments.steps)
+    report = run(SIZES[arguments.size](), arguments.draws, arguments.rounds, arguments.steps)
     print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}")
     print(table(report))
     if arguments.out:
