@@ -1,6 +1,7 @@
 """The virtual arm's own process: driven over pyserial by the real driver, reset and judged over the world socket."""
 
 import signal
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -147,10 +148,12 @@ def test_the_motors_feel_what_the_arm_does(rig):
 
 
 def insist(call) -> None:
-    """The SDK's patience of 34 ms is short on a busy machine."""
+    """The SDK's patience of 34 ms is short on a busy machine; it then takes the late answer for the next
+    question's, and may look for data where there are none."""
     for _ in range(20):
-        if call() == 0:  # COMM_SUCCESS
-            return
+        with suppress(IndexError):
+            if call() == 0:  # COMM_SUCCESS
+                return
     pytest.fail("no answer in 20 attempts")
 
 
@@ -166,13 +169,15 @@ def test_the_vendors_sdk_drives_it_too(tmp_path):
             seen: list[int] = []
             insist(lambda: (reading := handler.read2ByteTxRx(port, 1, 56))[1] or seen.append(reading[0]) or 0)
             goal = seen[0] + 60
-            insist(lambda: handler.write2ByteTxRx(port, 1, 42, goal)[0])
             for _ in range(500):
-                present, result, _ = handler.read2ByteTxRx(port, 1, 56)
-                if result == sdk.COMM_SUCCESS and abs(present - goal) < 12:
+                insist(
+                    lambda: handler.write2ByteTxRx(port, 1, 42, goal)[0]
+                )  # again: a late answer may have passed for it
+                insist(lambda: (reading := handler.read2ByteTxRx(port, 1, 56))[1] or seen.append(reading[0]) or 0)
+                if abs(seen[-1] - goal) < 12:
                     break
             else:
-                pytest.fail(f"the arm did not go to {goal}, it is at {present}")
+                pytest.fail(f"the arm did not go to {goal}, it is at {seen[-1]}")
         finally:
             port.closePort()
 
