@@ -12,37 +12,24 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import NamedTuple
 
+from hotpolicy.robots.servo.counts import Counts
+from hotpolicy.robots.servo.echo import sort_reply
 from hotpolicy.robots.servo.feetech import Feetech
 from hotpolicy.robots.servo.port import Port
 from hotpolicy.robots.servo.ports import holders
 from hotpolicy.robots.servo.protocol import Protocol, Question, Reply
+from hotpolicy.robots.servo.timing import Timing
 from hotpolicy.runtime.clock import now
 from hotpolicy.runtime.errors import ServoSilent
 
+__all__ = ["Counts", "Replies", "ServoBus", "Timing", "sort_reply"]  # with what comes with a bus
+
 log = logging.getLogger(__name__)
 
-BITS_PER_BYTE = 10  # 8N1 on the wire
 PROBE_EVERY = 5  # of so many sync reads one begins with a ping to servos that stay silent
 STRANGERS = 5  # of so many strange answers one is reported
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """How long to wait. The wire's own time is computed; the rest comes on top."""
-
-    baud: int = 1_000_000  # bit/s
-    return_delay_us: float = 500.0  # longest time a servo waits before it answers
-    margin_ms: float = 10.0  # adapter and operating system; raise it for a virtual bus on a loaded machine
-    retries: int = 2  # immediate repetitions of a question
-    budget_ms: float = 30.0  # no repetition starts or waits beyond this, counted from the first question
-
-    def wait_s(self, size: int, answers: int) -> float:
-        """Time to allow for `size` bytes on the wire with `answers` servos answering."""
-        wire = size * BITS_PER_BYTE / self.baud
-        return wire + answers * self.return_delay_us * 1e-6 + self.margin_ms * 1e-3
 
 
 class Replies(NamedTuple):
@@ -50,17 +37,6 @@ class Replies(NamedTuple):
 
     by_id: Mapping[int, Reply]
     missing: tuple[int, ...]
-
-
-@dataclass(slots=True)
-class Counts:
-    """How the bus fares, for reports."""
-
-    questions: int = 0  # repetitions included
-    retries: int = 0
-    damaged: int = 0  # something came back, but not all that was asked for
-    missed: int = 0  # answers that were given up
-    strange: int = 0  # times that answers came which were not asked for
 
 
 class ServoBus:
@@ -276,20 +252,3 @@ class ServoBus:
                 self.counts.strange,
                 ", ".join(holders(self.port)) or "none seen on this machine",
             )
-
-
-def sort_reply(
-    raw: bytes, question: Question, protocol: Protocol, echo: bool | None
-) -> tuple[dict[int, Reply], int, bool]:
-    """Where an adapter echoes, or may (`echo` is None): the answers to `question` in the bytes read so far; how many
-    bytes to wait for (0: all is there); whether the adapter echoed the request.
-
-    An echoed Feetech ping is also a valid answer, of a servo with a voltage error. So until an adapter is known bytes
-    equal to the request are an echo, and what may become one is waited for.
-    """
-    request = question.request
-    at = raw.find(request)
-    if at < 0 and (echo or request.startswith(raw)):
-        return {}, max(1, len(request) + question.expected - len(raw)), False
-    answers, lacking = protocol.sort(question, raw[at + len(request) :] if at >= 0 else raw)
-    return answers, lacking, at >= 0

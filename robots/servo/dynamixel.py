@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 from hotpolicy.robots.servo import dynamixel_packets as packets
+from hotpolicy.robots.servo.crc import crc16
 from hotpolicy.robots.servo.dynamixel_packets import BROADCAST, FAST_OVERHEAD, OVERHEAD, SLOT_OVERHEAD, Instruction
 from hotpolicy.robots.servo.dynamixel_registers import (
     ALERT,
@@ -120,7 +121,7 @@ def exact_answers(raw: bytes, servos: Iterable[int], size: int) -> dict[int, Rep
         if raw[at:start] != head or len(raw) < end:
             return None
         body = raw[start : end - 2]
-        if packets.crc16(body, crc) != raw[end - 2] | raw[end - 1] << 8 or packets.PLAIN in body:
+        if crc16(body, crc) != raw[end - 2] | raw[end - 1] << 8 or packets.PLAIN in body:
             return None
         answers[servo] = Reply(body[1:], body[0])
         at = end
@@ -133,7 +134,7 @@ def exact_fast(raw: bytes, servos: tuple[int, ...], size: int) -> dict[int, Repl
     at, step = len(head), size + SLOT_OVERHEAD
     if not raw.startswith(head) or len(raw) != at + step * len(servos):
         return None
-    if packets.crc16(raw[at:-2], crc) != raw[-2] | raw[-1] << 8 or raw[at + 1 :: step] != bytes(servos):
+    if crc16(raw[at:-2], crc) != raw[-2] | raw[-1] << 8 or raw[at + 1 :: step] != bytes(servos):
         return None
     return {
         servo: Reply(raw[start + 2 : start + 2 + size], raw[start])
@@ -144,14 +145,14 @@ def exact_fast(raw: bytes, servos: tuple[int, ...], size: int) -> dict[int, Repl
 @lru_cache(maxsize=64)
 def _fast_head(servos: int, size: int) -> tuple[bytes, int]:
     head = packets.fast_head(servos, size)
-    return head, packets.crc16(head)
+    return head, crc16(head)
 
 
 @lru_cache(maxsize=1024)
 def _answer_head(servo: int, size: int) -> tuple[bytes, int]:
     """How the answer of `servo` begins when nothing in it is stuffed, and the CRC of that."""
     head = packets.HEADER + bytes((servo, size + 4 & 0xFF, size + 4 >> 8, Instruction.STATUS))
-    return head, packets.crc16(head)
+    return head, crc16(head)
 
 
 @lru_cache(maxsize=CACHED)

@@ -8,15 +8,13 @@ fast sync read, in which all servos share one frame: it is not stuffed, and each
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from functools import lru_cache
-from struct import Struct
 from typing import NamedTuple
 
-import numpy as np
-
+from hotpolicy.robots.servo.crc import crc16, crc_of_word
+from hotpolicy.robots.servo.frames import split
 from hotpolicy.runtime.errors import BadRequest
 
 HEADER = b"\xff\xff\xfd\x00"
@@ -50,29 +48,6 @@ class Frame(NamedTuple):
     id: int
     code: int  # the instruction; STATUS for an answer
     data: bytes  # of an answer: the error byte, then what was asked for
-
-
-def _crc_table() -> array[int]:
-    """What two bytes, taken as one number, make of a CRC of 0."""
-    one: np.ndarray = np.arange(256, dtype=np.uint16) << 8
-    for _ in range(8):
-        one = one << 1 ^ (one >> 15) * np.uint16(0x8005)
-    first = np.repeat(one, 256)
-    both = first << 8 ^ one[first >> 8 ^ np.tile(np.arange(256, dtype=np.uint16), 256)]
-    return array("H", both.tobytes())
-
-
-_CRC = _crc_table()
-_pairs = lru_cache(maxsize=512)(lambda count: Struct(f">{count}H").unpack_from)
-
-
-def crc16(data: bytes, crc: int = 0) -> int:
-    """CRC-16 with polynomial 0x8005, unreflected, from 0 or going on from `crc`. Two bytes a step, as this is most of
-    the work of a frame."""
-    table = _CRC
-    for pair in _pairs(len(data) >> 1)(data):
-        crc = table[crc ^ pair]
-    return crc << 8 & 0xFF00 ^ table[crc >> 8 ^ data[-1]] if len(data) & 1 else crc
 
 
 def encode(frame: Frame) -> bytes:
@@ -163,29 +138,12 @@ def fast_slot(before: int, servo: int, error: int, data: bytes) -> tuple[bytes, 
     slot = b"%c%c%b" % (error, servo, data)
     crc = crc16(slot, before)
     low, high = crc & 0xFF, crc >> 8
-    return b"%b%c%c" % (slot, low, high), _CRC[crc ^ (low << 8 | high)]
+    return b"%b%c%c" % (slot, low, high), crc_of_word(low << 8 | high, crc)
 
 
 def split_frames(buffer: bytes, final: bool = False) -> tuple[list[Frame], bytes]:
-    """Whole frames in `buffer`, and the bytes that may be the start of another.
-
-    Anything that cannot be a frame costs one byte and the search goes on, so a frame behind noise is found. With
-    `final` no more bytes will come: a frame that claims to be longer than the buffer is taken for noise too.
-    """
-    frames: list[Frame] = []
-    at = 0
-    while True:
-        start = buffer.find(HEADER, at)
-        if start < 0:
-            return frames, b"" if final else _begun(buffer[at:])
-        frame, size = _frame_at(buffer, start)
-        if frame is not None:
-            frames.append(frame)
-            at = start + size
-        elif size and not final:
-            return frames, buffer[start:]
-        else:
-            at = start + 1
+    """Whole frames in `buffer`, and the bytes that may be the start of another; see `frames.split`."""
+    return split(buffer, HEADER, _frame_at, final)
 
 
 def split_fast(buffer: bytes, servos: int, size: int) -> list[tuple[int, int, bytes]]:
@@ -234,12 +192,6 @@ def _frame_at(buffer: bytes, start: int) -> tuple[Frame | None, int]:
     body = buffer[start + PREFIX + 1 : end - 2]
     data = bytes(body) if shared else body.replace(STUFFED, PLAIN)
     return Frame(servo, buffer[start + PREFIX], data), PREFIX + length
-
-
-def _begun(tail: bytes) -> bytes:
-    """The end of `tail` that may be the start of a header."""
-    size = next((size for size in (3, 2, 1) if tail.endswith(HEADER[:size])), 0)
-    return tail[len(tail) - size :]
 
 
 def _words(*values: int) -> bytes:

@@ -13,6 +13,7 @@ from functools import lru_cache, partial
 from struct import Struct
 from typing import Any, NamedTuple
 
+from hotpolicy.robots.servo.frames import split
 from hotpolicy.robots.servo.protocol import Reply
 from hotpolicy.runtime.errors import BadRequest
 
@@ -121,26 +122,8 @@ def status(servo: int, error: int, data: bytes = b"") -> bytes:
 
 
 def split_frames(buffer: bytes, final: bool = False) -> tuple[list[Frame], bytes]:
-    """Whole frames in `buffer`, and the bytes that may be the start of another.
-
-    Anything that cannot be a frame costs one byte and the search goes on, so a frame behind noise is found. With
-    `final` no more bytes will come: a frame that claims to be longer than the buffer is taken for noise too.
-    """
-    frames: list[Frame] = []
-    at = 0
-    while True:
-        start = buffer.find(HEADER, at)
-        if start < 0:
-            rest = buffer[-1:] if buffer[at:].endswith(b"\xff") else b""
-            return frames, b"" if final else rest
-        frame, size = _frame_at(buffer, start)
-        if frame is not None:
-            frames.append(frame)
-            at = start + size
-        elif size and not final:
-            return frames, buffer[start:]
-        else:
-            at = start + 1
+    """Whole frames in `buffer`, and the bytes that may be the start of another; see `frames.split`."""
+    return split(buffer, HEADER, _frame_at, final)
 
 
 def _frame_at(buffer: bytes, start: int) -> tuple[Frame | None, int]:
