@@ -23,8 +23,10 @@ help:
 demo: $(VENV)/.installed-all
 	$(BIN)/hotpolicy demo $(ARGS)
 
+# A worker for each core, four at most: tests start servers and virtual arms of their own. Whole files go to a worker, since
+# a file's tests share what is dear to make.
 test: check $(VENV)/.installed-openpi
-	$(BIN)/pytest --cov --cov-report=term $(ARGS)
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --cov --cov-report=term $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ from hotpolicy.launch.profile import find_profile
 from hotpolicy.runtime.client import ControlClient
 from hotpolicy.runtime.store import Store
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 TASKS = ["hover over the red cube", "hover over the blue cube"]
 
 

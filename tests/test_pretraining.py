@@ -13,6 +13,8 @@ from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.policy import load_policy
 from hotpolicy.runtime.tokenizer import WordTokenizer
 
+pytestmark = pytest.mark.slow
+
 
 def test_babble_always_names_the_colour():
     torch.manual_seed(0)

@@ -13,6 +13,8 @@ from hotpolicy.launch.processes import Child
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.store import Store
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
