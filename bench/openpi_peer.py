@@ -67,18 +67,16 @@ def ask(port: int, size: str) -> None:
                 raise
             time.sleep(0.1)
 
-    def right(observation: dict[str, Any]) -> bool:
-        answer = policy.infer(observation)["actions"]
-        return float(answer[0, 0]) == checksum([observation[name] for name in SHAPES[size]])
-
+    expected = [checksum([observation[name] for name in SHAPES[size]]) for observation in seen]
     for line in sys.stdin:
         for observation in seen:
-            right(observation)
+            policy.infer(observation)
         latencies, wrong, cpu = [], 0, time.process_time()
         for number in range(int(line)):
             began = time.perf_counter()
-            wrong += not right(seen[number % len(seen)])
+            answer = policy.infer(seen[number % len(seen)])["actions"].item(0)
             latencies.append(1e6 * (time.perf_counter() - began))
+            wrong += answer != expected[number % len(seen)]
         cpu_us = 1e6 * (time.process_time() - cpu) / int(line)
         print(json.dumps({"latencies": latencies, "client_cpu": cpu_us, "wrong": wrong}), flush=True)
 
