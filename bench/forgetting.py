@@ -147,18 +147,23 @@ def run(name: str, how: str, replay: float, seed: int, episodes: int) -> dict[st
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Pooled over seeds."""
-    pooled: dict[tuple[str, str, float], list[dict[str, Any]]] = defaultdict(list)
+    """Pooled over seeds; with and without replay side by side."""
+    pooled: dict[tuple[str, str], dict[float, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        pooled[(row["subject"], row["how"], row["replay"])].append(row)
-    lines = [
-        "| new | strategy | replay | seeds | new task | touch | lift | tuning, cpu-s |",
-        "|-|-|-:|-:|-|-|-|-:|",
-    ]
-    for (subject, how, replay), members in pooled.items():
-        cells = [_cell([row["scores"].get(part) for row in members]) for part in ("new", *VERBS)]
-        seconds = float(np.mean([row["seconds"] for row in members]))
-        lines.append(f"| {subject} | {how} | {replay:g} | {len(members)} | {' | '.join(cells)} | {seconds:.0f} |")
+        pooled[(row["subject"], row["how"])][row["replay"]].append(row)
+    parts = ("new", *VERBS)
+    replays = sorted({row["replay"] for row in rows if row["how"] != "before"}, reverse=True)
+    titles = [f"{part}; replay {replay:g}" for replay in replays for part in parts]
+    lines = ["| new | strategy | seeds | " + " | ".join([*titles, "tuning, cpu-s"]) + " |"]
+    lines.append("|-|-|-:|" + "-|" * len(titles) + "-:|")
+    for (subject, how), by_replay in sorted(pooled.items(), key=lambda one: (one[0][0], one[0][1] != "before")):
+        cells = []
+        for replay in replays:
+            members = by_replay.get(0.0 if how == "before" else replay, [])
+            cells += [_cell([row["scores"].get(part) for row in members]) if members else "" for part in parts]
+        count = max(len(members) for members in by_replay.values())
+        seconds = float(np.mean([row["seconds"] for members in by_replay.values() for row in members]))
+        lines.append(f"| {subject} | {how} | {count} | {' | '.join(cells)} | {seconds:.0f} |")
     return "\n".join(lines)
 
 
