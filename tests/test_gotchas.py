@@ -19,7 +19,7 @@ from golden_pi0 import FAMILIES, Golden, fill, gaps, load
 from test_parity import TOLERANCE
 from torch import Tensor
 
-from hotpolicy.runtime.model import pi0
+from hotpolicy.runtime.model import eyes, gemma, pi0
 from hotpolicy.runtime.model.pi0 import Memory, Moment, Pi0, Prefix, Schedule
 
 FAR = 5 * TOLERANCE
@@ -84,14 +84,14 @@ def prefix_positions_count_what_is_masked(at: Place) -> None:
 
 
 def vision_gelu_by_erf(at: Place) -> None:
-    plain, forward = pi0.F, pi0.SiglipLayer.forward
+    plain, forward = eyes.F, eyes.SiglipLayer.forward
 
-    def by_erf(layer: pi0.SiglipLayer, x: Tensor) -> Tensor:
+    def by_erf(layer: eyes.SiglipLayer, x: Tensor) -> Tensor:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pi0, "F", functional(gelu=lambda x, approximate: plain.gelu(x)))
+            patch.setattr(eyes, "F", functional(gelu=lambda x, approximate: plain.gelu(x)))
             return forward(layer, x)
 
-    at.patch.setattr(pi0.SiglipLayer, "forward", by_erf)
+    at.patch.setattr(eyes.SiglipLayer, "forward", by_erf)
 
 
 # ── layers ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -103,11 +103,11 @@ def functional(**changed: Callable[..., Any]) -> SimpleNamespace:
 
 
 def gelu_by_erf(at: Place) -> None:
-    at.patch.setattr(pi0, "F", functional(gelu=lambda x, approximate: F.gelu(x)))
+    at.patch.setattr(gemma, "F", functional(gelu=lambda x, approximate: F.gelu(x)))
 
 
 def rms_norm_weight_without_one(at: Place) -> None:
-    at.replace(pi0.RMSNorm, "forward", lambda _: lambda norm, x, time=None: (pi0._unit_rms(x) * norm.weight, None))
+    at.replace(gemma.RMSNorm, "forward", lambda _: lambda norm, x, time=None: (gemma._unit_rms(x) * norm.weight, None))
 
 
 def rope_interleaved(at: Place) -> None:
@@ -116,7 +116,7 @@ def rope_interleaved(at: Place) -> None:
         even, odd = x[..., 0::2], x[..., 1::2]
         return torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1).flatten(-2)
 
-    at.patch.setattr(pi0, "_rotate", rotate)
+    at.patch.setattr(gemma, "_rotate", rotate)
 
 
 def rope_frequencies_in_bf16(at: Place) -> None:
@@ -136,7 +136,7 @@ def heads_share_keys_in_turn(at: Place) -> None:
 
         return wrong
 
-    at.replace(pi0.Attention, "attend", repeated)
+    at.replace(gemma.Attention, "attend", repeated)
 
 
 # ── suffix ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -256,7 +256,7 @@ def modulation_scale_without_one(at: Place) -> None:
 
 
 def gate_ignored(at: Place) -> None:
-    at.patch.setattr(pi0, "_residual", lambda x, branch, gate: x + branch)
+    at.patch.setattr(gemma, "_residual", lambda x, branch, gate: x + branch)
 
 
 TRAPS: dict[str, Callable[[Place], None]] = {

@@ -1,4 +1,4 @@
-"""The layers of pi0.py as ONNX operations. Activations are (batch * rows, width) throughout, so that every
+"""The layers of gemma.py as ONNX operations. Activations are (batch * rows, width) throughout, so that every
 projection is one Gemm over a weight as it lies in the bundle."""
 
 from __future__ import annotations

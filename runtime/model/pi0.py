@@ -1,4 +1,4 @@
-"""pi0 and pi0.5 in one file: eyes, a vision-language prefix, and an action expert that flows noise into actions.
+"""pi0 and pi0.5: eyes, a vision-language prefix, and an action expert that flows noise into actions.
 
     images ─ vision ─ projector ─┐
                                  ├─ language layers, bidirectional ──> K/V of every layer ("prefix", once per frame)
@@ -16,173 +16,38 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hotpolicy.runtime.model.eyes import ConvStem, SiglipTower
+from hotpolicy.runtime.model.gemma import AdaRMSNorm, GemmaLayer, Memory, Modulation, RMSNorm
 from hotpolicy.runtime.model.guided import Guide, Promise
+from hotpolicy.runtime.model.pi0_config import (
+    GEMMA_2B,
+    GEMMA_300M,
+    NANO,
+    PI0,
+    PI05,
+    SIGLIP,
+    GemmaConfig,
+    Pi0Config,
+    VisionConfig,
+)
 from hotpolicy.runtime.model.vla import Prefix, Vla
 from hotpolicy.runtime.model.weights import part
 
+__all__ = [  # of the configuration's file too: whoever names a model finds its sizes beside it
+    "GEMMA_2B", "GEMMA_300M", "NANO", "PI0", "PI05", "SIGLIP", "GemmaConfig", "Memory", "Moment", "Pi0", "Pi0Config",
+    "Prefix", "Schedule", "VisionConfig",
+]  # fmt: skip
+
 # openpi's choice of what bf16 would harm; the heads stay in fp32 as well.
 _IN_FP32 = re.compile(r"(input|post_attention)_layernorm\.|language_norm\.|vision\.((patch|position)_embedding|conv)")
-
-
-@dataclass(frozen=True, slots=True)
-class VisionConfig:
-    kind: str  # "siglip": transformer over patches; "stem": three convolutions, one token per 8x8 pixels
-    image_size: int  # pixels, square
-    width: int
-    layers: int = 0
-    heads: int = 0
-    mlp: int = 0
-    patch: int = 14  # pixels
-    channels: tuple[int, ...] = (32, 64)  # of a stem's first two convolutions
-
-    @property
-    def tokens(self) -> int:
-        side = self.image_size // (8 if self.kind == "stem" else self.patch)
-        return side * side
-
-
-@dataclass(frozen=True, slots=True)
-class GemmaConfig:
-    width: int
-    layers: int
-    mlp: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-
-
-@dataclass(frozen=True, slots=True)
-class Pi0Config:
-    vision: VisionConfig
-    language: GemmaConfig
-    expert: GemmaConfig  # same layers, heads, kv_heads and head_dim as language: they share one attention
-    vocabulary: int
-    action_dim: int  # joints, or the width they are padded to
-    horizon: int  # actions per chunk
-    steps: int = 10  # Euler steps from noise to actions
-    pi05: bool = False  # time through adaptive RMSNorm, state in the prompt
-    step_embedding: bool = False  # a learned vector per action step; pi0 tells the steps apart by rotary position alone
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Pi0Config:
-        """Raises TypeError or KeyError for fields that are unknown or missing."""
-        known = {field.name for field in fields(cls)}
-        if unknown := set(data) - known:
-            raise TypeError(f"unknown fields {sorted(unknown)}")
-        vision = dict(data["vision"])
-        vision["channels"] = tuple(vision.get("channels", (32, 64)))
-        return cls(
-            **{
-                **data,
-                "vision": VisionConfig(**vision),
-                "language": GemmaConfig(**data["language"]),
-                "expert": GemmaConfig(**data["expert"]),
-            }
-        )
-
-
-GEMMA_2B = GemmaConfig(width=2048, layers=18, mlp=16384, heads=8, kv_heads=1, head_dim=256)
-GEMMA_300M = GemmaConfig(width=1024, layers=18, mlp=4096, heads=8, kv_heads=1, head_dim=256)
-SIGLIP = VisionConfig("siglip", image_size=224, width=1152, layers=27, heads=16, mlp=4304)
-
-PI0 = Pi0Config(SIGLIP, GEMMA_2B, GEMMA_300M, vocabulary=257152, action_dim=32, horizon=50)
-PI05 = Pi0Config(SIGLIP, GEMMA_2B, GEMMA_300M, vocabulary=257152, action_dim=32, horizon=50, pi05=True)
-NANO = Pi0Config(
-    vision=VisionConfig("stem", image_size=64, width=128),
-    language=GemmaConfig(width=128, layers=4, mlp=256, heads=4, kv_heads=1, head_dim=32),
-    expert=GemmaConfig(width=96, layers=4, mlp=288, heads=4, kv_heads=1, head_dim=32),
-    vocabulary=512,
-    action_dim=6,
-    horizon=8,
-    steps=8,
-    step_embedding=True,
-)
-
-
-class SiglipLayer(nn.Module):
-    def __init__(self, config: VisionConfig):
-        super().__init__()
-        self.heads = config.heads
-        self.layer_norm1 = nn.LayerNorm(config.width, eps=1e-6)
-        self.layer_norm2 = nn.LayerNorm(config.width, eps=1e-6)
-        self.q_proj = nn.Linear(config.width, config.width)
-        self.k_proj = nn.Linear(config.width, config.width)
-        self.v_proj = nn.Linear(config.width, config.width)
-        self.out_proj = nn.Linear(config.width, config.width)
-        self.fc1 = nn.Linear(config.width, config.mlp)
-        self.fc2 = nn.Linear(config.mlp, config.width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.layer_norm1(x)
-        split = [p(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)]
-        x = x + self.out_proj(F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2))
-        return x + self.fc2(F.gelu(self.fc1(self.layer_norm2(x)), approximate="tanh"))
-
-
-class SiglipTower(nn.Module):
-    """(batch, 3, size, size) in [-1, 1] -> (batch, tokens, width). `run` runs a layer: see `Vla.layer`."""
-
-    def __init__(self, config: VisionConfig):
-        super().__init__()
-        self.patch_embedding = nn.Conv2d(3, config.width, config.patch, config.patch)
-        self.position_embedding = nn.Parameter(torch.randn(config.tokens, config.width) * 0.02)
-        self.layers = nn.ModuleList(SiglipLayer(config) for _ in range(config.layers))
-        self.post_layernorm = nn.LayerNorm(config.width, eps=1e-6)
-
-    def forward(self, image: Tensor, run: Callable[..., Tensor] = nn.Module.__call__) -> Tensor:
-        x = self.patch_embedding(image).flatten(2).transpose(1, 2) + self.position_embedding
-        x = x.to(self.post_layernorm.weight.dtype)
-        for layer in self.layers:
-            x = run(layer, x)
-        return self.post_layernorm(x)
-
-
-class ConvStem(nn.Module):
-    """The nano preset's eyes: three convolutions, each halving (the first quartering in area) the picture."""
-
-    def __init__(self, config: VisionConfig):
-        super().__init__()
-        first, second = config.channels
-        self.conv1 = nn.Conv2d(3, first, 4, 2, 1)
-        self.conv2 = nn.Conv2d(first, second, 3, 2, 1)
-        self.conv3 = nn.Conv2d(second, config.width, 3, 2, 1)
-        waves = _grid_waves(config.tokens)
-        start = F.pad(waves, (0, config.width - waves.shape[1])) * 0.5
-        self.position_embedding = nn.Parameter(start + torch.randn(config.tokens, config.width) * 0.02)
-
-    def forward(self, image: Tensor, run: Callable[..., Tensor] = nn.Module.__call__) -> Tensor:
-        x = F.relu(self.conv1(image.contiguous(memory_format=torch.channels_last)))
-        x = self.conv3(F.relu(self.conv2(x)))
-        return x.flatten(2).transpose(1, 2) + self.position_embedding
-
-
-class Memory(NamedTuple):
-    """All that a chunk's actions attend to besides each other, the same in every step: the prefix and pi0's state."""
-
-    keys: tuple[Tensor, ...]  # per layer (batch, kv_heads, tokens + room, head_dim)
-    values: tuple[Tensor, ...]
-    visible: Tensor  # (batch, 1, actions or 1, tokens + actions) bool: True may be seen
-    rotation: tuple[Tensor, Tensor]  # of the actions
-    room: int  # places at the end that every step writes its actions into; 0 where gradients forbid that
-
-
-class Modulation(NamedTuple):
-    """What time does to one of pi0.5's norms, (batch, draws, 1, width) each, in fp32."""
-
-    scale: Tensor
-    shift: Tensor
-    gate: Tensor  # of the residual
 
 
 class Moment(NamedTuple):
@@ -198,110 +63,6 @@ class Schedule:
     """The moments of every step from noise to actions. Made of weights: it belongs to one version of them."""
 
     moments: tuple[Moment, ...]
-
-
-class RMSNorm(nn.Module):
-    """Gemma's: x / rms(x) * (1 + weight), computed in fp32."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(width))
-
-    def forward(self, x: Tensor, time: None = None) -> tuple[Tensor, Tensor | None]:
-        return (_unit_rms(x) * (1 + self.weight.float())).to(x.dtype), None
-
-
-class AdaRMSNorm(nn.Module):
-    """pi0.5's: scale, shift and a gate for the residual, all made from the time embedding."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.dense = nn.Linear(width, 3 * width)
-        nn.init.zeros_(self.dense.weight)
-        nn.init.zeros_(self.dense.bias)
-
-    def forward(self, x: Tensor, time: Modulation) -> tuple[Tensor, Tensor | None]:
-        return (_unit_rms(x) * (1 + time.scale) + time.shift).to(x.dtype), time.gate.to(x.dtype)
-
-
-class Attention(nn.Module):
-    def __init__(self, config: GemmaConfig):
-        super().__init__()
-        inner, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        self.head_dim = config.head_dim
-        self.shared = config.heads != config.kv_heads  # several query heads read one key/value head, never copied
-        self.q_proj = nn.Linear(config.width, inner, bias=False)
-        self.k_proj = nn.Linear(config.width, kv, bias=False)
-        self.v_proj = nn.Linear(config.width, kv, bias=False)
-        self.o_proj = nn.Linear(inner, config.width, bias=False)
-
-    def query(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        return _rotate(self._heads(self.q_proj(x)), rotation)
-
-    def key_value(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        return _rotate(self._heads(self.k_proj(x)), rotation), self._heads(self.v_proj(x))
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        """mask (batch, 1, queries or 1, keys) bool: True may be seen."""
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=self.shared)
-        return self.o_proj(mixed.transpose(1, 2).flatten(2))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-
-
-class FeedForward(nn.Module):
-    def __init__(self, config: GemmaConfig):
-        super().__init__()
-        self.gate_proj = nn.Linear(config.width, config.mlp, bias=False)
-        self.up_proj = nn.Linear(config.width, config.mlp, bias=False)
-        self.down_proj = nn.Linear(config.mlp, config.width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
-
-
-class GemmaLayer(nn.Module):
-    def __init__(self, config: GemmaConfig, adaptive: bool = False):
-        super().__init__()
-        norm = AdaRMSNorm if adaptive else RMSNorm
-        self.input_layernorm = norm(config.width)
-        self.self_attn = Attention(config)
-        self.post_attention_layernorm = norm(config.width)
-        self.mlp = FeedForward(config)
-
-    def read(
-        self, hidden: Tensor, rotation: tuple[Tensor, Tensor], visible: Tensor, last: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The layer on a prefix: its keys, its values, and what the next layer reads (of the last one, its input)."""
-        x, _ = self.input_layernorm(hidden)
-        key, value = self.self_attn.key_value(x, rotation)
-        if last:
-            return key, value, hidden
-        attended = self.self_attn.attend(self.self_attn.query(x, rotation), key, value, visible)
-        return key, value, self.finish(hidden, attended)
-
-    def act(
-        self,
-        x: Tensor,
-        held: tuple[Tensor, Tensor],
-        memory: Memory,
-        before: Modulation | None,
-        after: Modulation | None,
-    ) -> Tensor:
-        """The layer on a chunk's actions (batch, draws, horizon, width), which see what is `held` and each other."""
-        y, gate = self.input_layernorm(x, before)
-        y = y.flatten(1, 2)
-        query = self.self_attn.query(y, memory.rotation)
-        key, value = map(_joined, held, self.self_attn.key_value(y, memory.rotation), (memory.room,) * 2)
-        attended = self.self_attn.attend(query, key, value, memory.visible)
-        return self.finish(x, attended.view_as(x), gate, after)
-
-    def finish(self, x: Tensor, attended: Tensor, gate: Tensor | None = None, time: Modulation | None = None) -> Tensor:
-        """The residual around attention, then the feed-forward half."""
-        x = _residual(x, attended, gate)
-        y, gate = self.post_attention_layernorm(x, time)
-        return _residual(x, self.mlp(y), gate)
 
 
 class Pi0(Vla):
@@ -536,36 +297,11 @@ def _pack(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return hidden.gather(1, order[..., None].expand(-1, -1, hidden.shape[2])), mask.gather(1, order)
 
 
-def _joined(held: Tensor, new: Tensor, room: int) -> Tensor:
-    """The keys or values of a memory and of the actions."""
-    if not room:
-        return torch.cat([held, new], 2)
-    held[:, :, -room:] = new
-    return held
-
-
-def _unit_rms(x: Tensor) -> Tensor:
-    x = x.float()
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
-
-
-def _residual(x: Tensor, branch: Tensor, gate: Tensor | None) -> Tensor:
-    return x + branch if gate is None else x + branch * gate
-
-
 def _rotation(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
     """cos and sin of rotary position (theta 10000), (batch, 1, tokens, head_dim / 2), in fp32."""
     exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
     angle = positions[:, None, :, None].float() / 10000.0**exponent
     return angle.cos(), angle.sin()
-
-
-def _rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Half-split, as in Gemma: the first half of a head turns against the second."""
-    cos, sin = rotation
-    first, second = x.float().chunk(2, dim=-1)
-    turned = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
-    return torch.cat(turned, -1).to(x.dtype)
 
 
 def _time_embedding(t: Tensor, width: int) -> Tensor:
@@ -574,11 +310,3 @@ def _time_embedding(t: Tensor, width: int) -> Tensor:
     period = 4e-3 * (4.0 / 4e-3) ** fraction
     angle = t.double()[..., None] * (2 * math.pi / period)
     return torch.cat([angle.sin(), angle.cos()], -1).to(torch.float32)
-
-
-def _grid_waves(tokens: int) -> Tensor:
-    """(tokens, 16): sin and cos of the cell's place in the picture at four scales, a start for positions."""
-    line = torch.linspace(-1, 1, math.isqrt(tokens))
-    down, right = torch.meshgrid(line, line, indexing="ij")
-    place = torch.stack([right, down], -1).view(tokens, 2)
-    return torch.cat([wave(place * math.pi * k) for k in (0.5, 1, 2, 4) for wave in (torch.sin, torch.cos)], -1)
