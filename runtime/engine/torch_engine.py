@@ -15,8 +15,8 @@ from hotpolicy.runtime.engine import Batch, Guidance
 from hotpolicy.runtime.engine.compact import compact
 from hotpolicy.runtime.engine.torch_graphs import CudaRecorder, Inputs, Recordings
 from hotpolicy.runtime.engine.torch_place import Place, TorchOptions
-from hotpolicy.runtime.engine.torch_traced import Version, traced
-from hotpolicy.runtime.engine.torch_weights import apply_delta, build_model, map_tensors
+from hotpolicy.runtime.engine.torch_traced import Traced, Version, traced
+from hotpolicy.runtime.engine.torch_weights import Weights, build_model, map_tensors
 from hotpolicy.runtime.model.guided import Promise
 from hotpolicy.runtime.model.vla import Vla
 
@@ -38,11 +38,14 @@ class TorchEngine:
 
     def __init__(self, model: Vla, options: TorchOptions | None = None, place: Place | None = None):
         """`place` is that of the version this one is a delta on. Raises ConfigError for a device that is not there."""
-        self.place = place or Place.choose(options or TorchOptions(), model)
-        self.model = self.place.settle(model.eval())
+        place = place or Place.choose(options or TorchOptions(), model)
+        self._begin(Weights.of(place.settle(model.eval())), place, None)
+
+    def _begin(self, weights: Weights, place: Place, code: Traced | None) -> None:
+        self.place, self._weights, self._code = place, weights, code
         self._thread = ThreadPoolExecutor(1, "torch-engine", torch.set_num_threads, (self.place.threads,))
         self._schedule: Any = None
-        self._traced: Version | None = None
+        self._version: Version | None = None
         self._recordings: Recordings | None = None
         if self.place.device.type == "cuda":
             self._recordings = Recordings(self.model, self._thread.submit(self.model.schedule).result(), CudaRecorder())
@@ -54,8 +57,15 @@ class TorchEngine:
         return cls(build_model(bundle.manifest.model, map_tensors(bundle)), options)
 
     def derive(self, bundle: Bundle) -> TorchEngine:
-        """A second model that shares this one's storage wherever the delta says nothing."""
-        return TorchEngine(apply_delta(self.model, map_tensors(bundle)), place=self.place)
+        """An engine that shares this one's storage wherever the delta says nothing, and its code."""
+        engine = TorchEngine.__new__(TorchEngine)
+        engine._begin(self._weights.changed(map_tensors(bundle), self.place), self.place, self._code)
+        return engine
+
+    @property
+    def model(self) -> Vla:
+        """A model of these weights; made when it is asked for, because a chunk that is one call needs none."""
+        return self._weights.model
 
     def infer(self, batch: Batch) -> np.ndarray:
         """(batch, horizon, joints) float32, normalised. May be called from any thread; one at a time computes."""
@@ -65,8 +75,8 @@ class TorchEngine:
     def _infer(self, batch: Batch) -> np.ndarray:
         if self._recordings is not None:
             actions = self._recordings.compute(tuple(tensor.to(self.place.device) for tensor in even(batch)))
-        elif (traced := self._version(batch)) is not None:
-            actions = traced.compute(even(batch, 1))
+        elif (version := self._in_one_call(batch)) is not None:
+            actions = version.compute(even(batch, 1))
         else:
             *seen, state, noise = _tensors(batch)
             promise = None if batch.guidance is None else _promise(batch.guidance)
@@ -75,15 +85,15 @@ class TorchEngine:
             actions = self.model.flow(self.model.prefix(*seen), state, noise, self._schedule, promise)
         return np.asarray(actions.float().cpu().numpy())
 
-    def _version(self, batch: Batch) -> Version | None:
+    def _in_one_call(self, batch: Batch) -> Version | None:
         """This engine's, where a chunk is one call. A configuration's first batch is the example for its code."""
-        if self._traced is None and self.place.traced:
-            code = traced(self.model, even(batch, 1))
-            if code is None:
+        if self._version is None and self.place.traced:
+            self._code = self._code or traced(self.model, even(batch, 1))
+            if self._code is None:
                 self.place = replace(self.place, traced=False)
             else:
-                self._traced = Version(code, self.model)
-        return self._traced
+                self._version = Version(self._code, tuple(self._weights.tensors.values()))
+        return self._version
 
 
 def even(batch: Batch, bucket: int = BUCKET) -> Inputs:

@@ -57,9 +57,9 @@ class Traced:
 class Version:
     """The code with one version's weights."""
 
-    def __init__(self, code: Traced, model: Vla):
-        self._code, self._weights = code, weights_of(model)
-        self._schedule = code.schedule(self._weights)
+    def __init__(self, code: Traced, weights: Inputs):
+        """`weights` in the order of the model's parameters."""
+        self._code, self._weights, self._schedule = code, weights, code.schedule(weights)
 
     def compute(self, given: Inputs) -> Tensor:
         """Actions (batch, horizon, action_dim), normalised. Raises RuntimeError, whatever it is that is wrong."""
@@ -83,13 +83,9 @@ def traced(model: Vla, given: Inputs) -> Traced | None:
         return _kept[key]
 
 
-def weights_of(model: Vla) -> Inputs:
-    return tuple(parameter.detach() for parameter in model.parameters())
-
-
 def _trace(model: Vla, given: Inputs) -> Traced | None:
     made = model.schedule()
-    weights, moments = weights_of(model), tuple(leaves(made))
+    weights, moments = tuple(parameter.detach() for parameter in model.parameters()), tuple(leaves(made))
     held = [(model, made)]  # torch keeps the functions for ever: the model has to be taken out of them
 
     def schedule(weights: Inputs) -> Inputs:

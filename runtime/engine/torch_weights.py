@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import TypeVar
 
 import ml_dtypes
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hotpolicy.runtime.bundle import Bundle
+from hotpolicy.runtime.engine.torch_place import Place
 from hotpolicy.runtime.errors import BundleError
 from hotpolicy.runtime.model import family
 from hotpolicy.runtime.model.vla import Vla
@@ -24,11 +28,10 @@ def build_model(model: Mapping[str, object], tensors: Mapping[str, Tensor]) -> V
     a bad configuration, and any tensor that is missing, unknown or of another shape."""
     make = family(model.get("family"))
     try:
-        with torch.device("meta"):
-            built = make.of(model["config"])  # type: ignore[arg-type]
+        empty = _empty(make, json.dumps(model["config"], sort_keys=True))
     except (KeyError, TypeError) as error:
         raise BundleError(f"model.config: {error}") from error
-    expected = dict(built.named_parameters())
+    expected = dict(empty.named_parameters())
     if missing := sorted(set(expected) - set(tensors)):
         raise BundleError(f"tensors: {len(missing)} missing, first {missing[0]!r}")
     if unknown := sorted(set(tensors) - set(expected)):
@@ -36,20 +39,57 @@ def build_model(model: Mapping[str, object], tensors: Mapping[str, Tensor]) -> V
     for name, parameter in expected.items():
         if tensors[name].shape != parameter.shape:
             raise BundleError(f"{name}: expected shape {tuple(parameter.shape)}, got {tuple(tensors[name].shape)}")
-    built.load_state_dict(dict(tensors), assign=True)
-    return built.requires_grad_(False)
+    return apply_delta(empty, tensors)
 
 
-def apply_delta(parent: Vla, delta: Mapping[str, Tensor]) -> Vla:
-    """A model of its own that shares the parent's storage wherever the delta says nothing. It is copied and not built,
-    because building takes Python ten times as long, during which nothing else of this process computes. Raises
-    BundleError for a tensor the parent does not have, or has in another shape."""
-    own = dict(parent.named_parameters())
+@lru_cache(maxsize=4)
+def _empty(make: type[Vla], config: str) -> Vla:
+    """A model without memory for its weights: building takes Python ten times as long as copying, during which nothing
+    else of this process computes."""
+    with torch.device("meta"):
+        return make.of(json.loads(config))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """All tensors of a version at their place, and the model of an ancestor, of which one of its own can be made."""
+
+    tensors: Mapping[str, Tensor]  # in the order of the model's parameters
+    _ancestor: Vla
+    _moved: Mapping[str, Tensor]  # those that are not the ancestor's
+    _precise: frozenset[str]
+
+    @classmethod
+    def of(cls, model: Vla) -> Weights:
+        return cls({name: it.detach() for name, it in model.named_parameters()}, model, {}, model.precise())
+
+    def changed(self, delta: Mapping[str, Tensor], place: Place) -> Weights:
+        """Those of a delta on this version. Raises BundleError for a tensor that this one does not have, or has in
+        another shape."""
+        check_fits(self.tensors, delta)
+        moved = {
+            name: tensor.to(place.device, torch.float32 if name in self._precise else place.dtype)
+            for name, tensor in delta.items()
+        }
+        return Weights({**self.tensors, **moved}, self._ancestor, {**self._moved, **moved}, self._precise)
+
+    @cached_property
+    def model(self) -> Vla:
+        return apply_delta(self._ancestor, self._moved) if self._moved else self._ancestor
+
+
+def check_fits(own: Mapping[str, Tensor], delta: Mapping[str, Tensor]) -> None:
     if unknown := sorted(set(delta) - set(own)):
         raise BundleError(f"delta: {unknown[0]!r} is not a tensor of the parent")
     for name, tensor in delta.items():
         if tensor.shape != own[name].shape:
             raise BundleError(f"{name}: expected shape {tuple(own[name].shape)}, got {tuple(tensor.shape)}")
+
+
+def apply_delta(parent: Vla, delta: Mapping[str, Tensor]) -> Vla:
+    """A model of its own that shares the parent's storage wherever the delta says nothing. Raises BundleError for
+    a tensor that the parent does not have, or has in another shape."""
+    check_fits(dict(parent.named_parameters()), delta)
     twin: Vla = _twin(parent)
     for name, tensor in delta.items():
         module, _, leaf = name.rpartition(".")
