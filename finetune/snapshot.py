@@ -49,6 +49,7 @@ def save(folder: Path, identity: str, snapshot: Snapshot) -> Path:
     folder, name = home(folder, identity), f"step-{snapshot.step:09d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        durable.require_room(folder, sum(value.nbytes for value in snapshot.tensors.values()))
         fresh = Path(tempfile.mkdtemp(prefix=".snapshot-", dir=folder))
         try:
             save_file({key: value.contiguous() for key, value in snapshot.tensors.items()}, fresh / TENSORS)

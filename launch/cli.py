@@ -1,7 +1,8 @@
 """The `hotpolicy` command: one verb per module, data on stdout, logs and errors on stderr.
 
-An error of ours is one line and exit code 2. Anything else is a bug and keeps its traceback. Verb modules import what
-they work with inside their functions, so that `hotpolicy --help` is quick and needs no torch.
+An error of ours is one line and exit code 2, and so is a disk that is full or takes no writing. Anything else is a bug
+and keeps its traceback. Verb modules import what they work with inside their functions, so that `hotpolicy --help` is
+quick and needs no torch.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from hotpolicy.launch.stop import stop
 from hotpolicy.launch.top import top
 from hotpolicy.launch.versions import add, history, rollback, status, swap, versions
 from hotpolicy.launch.virtual_arm import virtual_arm
+from hotpolicy.runtime import durable
 from hotpolicy.runtime.errors import HotpolicyError, StopUnconfirmed
 
 # Which extra brings a package that a verb turned out to need.
@@ -123,6 +125,10 @@ def main() -> None:
         sys.exit(_complain(str(error)) + 1)
     except HotpolicyError as error:
         sys.exit(_complain(str(error)))
+    except OSError as error:
+        if error.errno not in durable.REFUSALS:
+            raise
+        sys.exit(_complain(durable.refusal(error)))
     except ModuleNotFoundError as error:
         if error.name is None or (extra := EXTRAS.get(error.name.split(".")[0])) is None:
             raise

@@ -158,7 +158,7 @@ def finetune(
 
         with connect(control, key, server_key) as client:
             client.swap(event["version"])
-        typer.echo(json.dumps({"event": "live", **event}) if as_json else f"{event['version']} is live")
+        typer.echo(json.dumps({**event, "event": "live"}) if as_json else f"{event['version']} is live")
 
 
 def first_of_all() -> bool:

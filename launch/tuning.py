@@ -140,7 +140,8 @@ def _written(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise TuningError(f"{error.filename or folder}: cannot be written: {error.strerror or error}") from error
+        path = error.filename2 or error.filename or folder
+        raise TuningError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 @dataclass(frozen=True)

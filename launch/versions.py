@@ -11,6 +11,7 @@ import typer
 
 from hotpolicy.launch import console
 from hotpolicy.launch.options import CONTROL, STORE, AsJson, Control, Key, ServerKey, StoreFolder
+from hotpolicy.runtime import durable
 from hotpolicy.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def open_store(folder: Path, onnx: bool = False) -> Store:
 
         return Store(folder)
     except OSError as error:
-        raise ConfigError(f"store: expected a folder, {folder}: {error.strerror}") from error
+        raise ConfigError(f"store: expected a folder, {durable.refusal(error, folder)}") from error
 
 
 def _show_change(reply: dict[str, Any], as_json: bool) -> None:

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from hotpolicy.runtime import durable
 from hotpolicy.runtime.clock import now
 from hotpolicy.runtime.errors import BadRequest, Busy, HotpolicyError, SwapRefused, from_code
 from hotpolicy.runtime.history import Change
@@ -99,7 +100,7 @@ class Control:
         try:
             return self.store.add(version)
         except OSError as error:
-            raise SwapRefused(f"{version}: the server cannot take it in: {error.strerror}") from error
+            raise SwapRefused(f"{version}: the server cannot take it in: {durable.refusal(error)}") from error
 
     def _promote(self, message: Message) -> dict[str, Any]:
         version, request_id = _text(message, "version"), _text(message, "request_id")

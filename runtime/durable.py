@@ -5,13 +5,46 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+# What a disk that is full, read-only, somebody else's or broken answers: for a person to put right, and no bug.
+REFUSALS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+)  # fmt: skip
+
+
+def refusal(error: OSError, folder: Path | None = None) -> str:
+    """One line: which path, and what the system said. `folder` where the error names none."""
+    path = error.filename2 or error.filename or folder
+    said = error.strerror or str(error)
+    return said if path is None else f"{path}: {said}"
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """The system names the file that does not open, but not the one that takes no more bytes: this does."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def require_room(folder: Path, size: int) -> None:
+    """Raises OSError (no space left) when that disk has fewer than `size` bytes free: before the first is written."""
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        said = f"{os.strerror(errno.ENOSPC)}: {size / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free"
+        raise OSError(errno.ENOSPC, said, str(folder))
 
 
 def write_file(path: Path, data: bytes, mode: int | None = None) -> None:
     """Write a new file and wait until the disk has it. The file's name is durable after `sync_folder`.
     With a `mode` it never has another one while there is anything in it."""
-    with path.open("wb") as file:
+    with naming(path), path.open("wb") as file:
         if mode is not None:
             os.fchmod(file.fileno(), mode)
         file.write(data)
@@ -37,7 +70,8 @@ def link_file(source: Path, target: Path) -> None:
 def sync_file(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -60,9 +94,10 @@ def append_line(path: Path, line: str) -> None:
         size = os.fstat(descriptor).st_size
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
         data = (("\n" if torn else "") + line + "\n").encode()
-        if os.write(descriptor, data) != len(data):
-            raise OSError(f"{path}: the disk took only a part of a line")
-        os.fsync(descriptor)
+        with naming(path):
+            if os.write(descriptor, data) != len(data):
+                raise OSError(errno.ENOSPC, "the disk took only a part of a line")
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
     if size == 0:

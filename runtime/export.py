@@ -72,6 +72,8 @@ def export(
         fresh.chmod(0o755)  # mkdtemp made it private
         durable.sync_folder(fresh)
         durable.settle_folder(fresh, out)
+    except OSError as error:
+        raise ConfigError(f"out: {out} cannot be written: {durable.refusal(error)}") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)  # gone already after a rename
         held.release()

@@ -98,7 +98,7 @@ def _write_graph(
 ) -> None:
     data = folder / f"{name}.onnx.data"
     weights = []
-    with data.open("wb") as file:
+    with durable.naming(data), data.open("wb") as file:
         for weight, form in graph.weights.items():
             for stored, array in encode(weight, tensors[weight], form).items():
                 step = PAGE if array.nbytes >= PAGE else LINE

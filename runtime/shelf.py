@@ -36,7 +36,7 @@ class Shelf:
 
     def add(self, folder: Path | str) -> str:
         """Copy a sealed bundle in and return its id; one that is here already is left as it is.
-        The copy is verified whole before it gets its name. Raises BundleError, Busy."""
+        The copy is verified whole before it gets its name. Raises BundleError, Busy, OSError."""
         if is_exported(folder):
             raise BundleError(f"{folder}: an exported policy: ONNX Runtime serves those, and this store is for another")
         source = Bundle.open(folder)
@@ -45,9 +45,11 @@ class Shelf:
             self._sweep()
             if final.is_dir() and self._whole(final):
                 return source.id
+            names = ("manifest.json", source.manifest.weights, *source.manifest.files)
+            durable.require_room(self._versions, sum((source.folder / name).stat().st_size for name in names))
             fresh = Path(tempfile.mkdtemp(prefix=ADDING, dir=self._versions))
             try:
-                for name in ("manifest.json", source.manifest.weights, *source.manifest.files):
+                for name in names:
                     durable.copy_file(source.folder / name, fresh / name)
                 Bundle.open(fresh, expect=source.id).verify()
                 fresh.chmod(0o755)  # mkdtemp made it private

@@ -96,11 +96,16 @@ class Store(Shelf):
 
     def settle(self, version: str, by: str, request_id: str) -> None:
         """A server serves `version` because the pointer's own does not load: make that the truth. Changes nothing
-        when the pointer says so already, or when there is none because nothing was ever promoted."""
-        with self._locked("pointer"):
-            change = self._read_pointer()
-            if change and change.version != version:
-                self._move(Change("recover", version, change.version, None, by, _wall_clock(), request_id, None))
+        when the pointer says so already, or when there is none because nothing was ever promoted: a disk that takes
+        no writing can still be served from."""
+        if not self._points_elsewhere(version):
+            return
+        try:
+            with self._locked("pointer"):
+                if change := self._points_elsewhere(version):
+                    self._move(Change("recover", version, change.version, None, by, _wall_clock(), request_id, None))
+        except OSError as error:  # policy: what serves is known by looking, as it was this time
+            log.warning("%s is served, and the pointer still says otherwise: %s", version, durable.refusal(error))
 
     def recall(self, request_id: str) -> Change | None:
         """What the request of this id did, if it is among the newest changes."""
@@ -156,6 +161,10 @@ class Store(Shelf):
         for past in reversed(self._history.newest()):
             yield past.version
         yield from (bundle.id for bundle in reversed(self.versions()) if bundle.manifest.kind == "full")
+
+    def _points_elsewhere(self, version: str) -> Change | None:
+        change = self._read_pointer()
+        return change if change and change.version != version else None
 
     def _live_or_none(self) -> str | None:
         return next(self.candidates(), None)

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from hotpolicy.runtime import durable
 from hotpolicy.runtime.digest import TensorDigest, blocks
 from hotpolicy.runtime.errors import BundleError
 from hotpolicy.runtime.manifest import TensorInfo
@@ -42,12 +43,14 @@ class Slot(NamedTuple):
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> dict[str, TensorInfo]:
     """Write a new file, wait until the disk has it, and return what is in it, in the order of `tensors`. Each tensor
     is asked for twice, for its shape and for its numbers, and held alone: a lazy mapping costs one tensor's memory.
-    Raises BundleError naming a tensor that could not be loaded again: an unknown dtype, or NaN."""
+    Raises BundleError naming a tensor that could not be loaded again: an unknown dtype, or NaN; OSError for a disk
+    that does not take it."""
     slots = {name: _slot(name, tensors[name]) for name in tensors}
     # The widest numbers first, so that each tensor begins at a multiple of its own numbers' size.
     order = sorted(slots, key=lambda name: (-slots[name].itemsize, name))
     written = {}
-    with path.open("wb") as file:
+    durable.require_room(path.parent, sum(slot.size for slot in slots.values()))
+    with durable.naming(path), path.open("wb") as file:
         file.write(_header({name: slots[name] for name in order}))
         for name in order:
             written[name] = _write(file, name, slots[name], tensors[name])
