@@ -2,6 +2,8 @@
 
     python bench/budget.py                   # about 15 minutes on two cores, 8 GB
     python bench/budget.py --strategies heads expert
+    python bench/budget.py --strategies lora full --recompute
+    python bench/budget.py --strategies expert --uncached
 
 Each strategy is planned in one process and trained in another: some steps of a pi0 of 270 M parameters on frames of
 noise. The peak is the kernel's own figure of the process (VmHWM).
@@ -36,7 +38,7 @@ from hotpolicy.runtime.model.pi0 import Pi0
 from hotpolicy.runtime.tokenizer import WordTokenizer
 from hotpolicy.runtime.transforms import Normalise, Relative, Transforms
 
-STRATEGIES = ("heads", "expert", "lora-expert", "lora", "top-4", "full")
+STRATEGIES = ("heads", "expert", "lora-expert", "lora", "top-4", "full", "progressive")
 JOINTS, CAMERAS, FRAMES = 7, ("front", "wrist"), 12
 MIDDLE = replace(middle(), action_dim=JOINTS)
 SPEC = RobotSpec(
@@ -68,8 +70,8 @@ def peak_bytes() -> int:
     return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 
 
-def planned(name: str, steps: int, batch: int) -> dict[str, Any]:
-    model, config, lessons = start(name, steps, batch)
+def planned(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    model, config, lessons = start(name, options)
     frames = Frames.encode(lessons.new, TRANSFORMS)
     loaded = resident_bytes()
     stages = strategy(name, model).stages
@@ -85,8 +87,8 @@ def planned(name: str, steps: int, batch: int) -> dict[str, Any]:
     }
 
 
-def measured(name: str, steps: int, batch: int) -> dict[str, Any]:
-    model, config, lessons = start(name, steps, batch)
+def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    model, config, lessons = start(name, options)
     trainer = Trainer(model, TRANSFORMS, SPEC, lessons, config)
     times, last = [], 0.0
     for progress in trainer.run():
@@ -95,9 +97,12 @@ def measured(name: str, steps: int, batch: int) -> dict[str, Any]:
     return {"bytes": peak_bytes(), "step_s": float(np.median(times[2:]))}
 
 
-def start(name: str, steps: int, batch: int) -> tuple[Pi0, TuneConfig, Lessons]:
+def start(name: str, options: argparse.Namespace) -> tuple[Pi0, TuneConfig, Lessons]:
     torch.manual_seed(0)
-    config = TuneConfig(strategy=name, steps=steps, batch=batch, draws=4, replay=0.0, evaluate_every=steps)
+    config = TuneConfig(
+        strategy=name, steps=options.steps, batch=options.batch, draws=4, replay=0.0, evaluate_every=options.steps,
+        recompute=options.recompute, caching="off" if options.uncached else "auto",
+    )  # fmt: skip
     return Pi0(MIDDLE).requires_grad_(False), config, Lessons(new=samples(FRAMES))
 
 
@@ -107,22 +112,26 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--recompute", action="store_true")
+    parser.add_argument("--uncached", action="store_true", help="prefixes are computed at every step")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # in a process of its own
     options = parser.parse_args()
     if options.one:
         torch.set_num_threads(options.threads)
         what, name = options.one
-        print(json.dumps({"planned": planned, "measured": measured}[what](name, options.steps, options.batch)))
+        print(json.dumps({"planned": planned, "measured": measured}[what](name, options)))
         return
     machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
-    print(f"{machine}, load {os.getloadavg()[0]:.1f}; batch {options.batch}, {options.threads} threads")
+    switches = [f"--{name}" for name in ("recompute", "uncached") if getattr(options, name)]
+    words = " ".join((f"batch {options.batch}, {options.threads} threads", *switches))
+    print(f"{machine}, load {os.getloadavg()[0]:.1f}; {words}")
     print("| strategy | trained | planned, MB | measured, MB | planned / measured | planned s/step | measured s/step |")
     print("|-|-:|-:|-:|-:|-:|-:|")
     for name in options.strategies:
         rows = []
         for what in ("planned", "measured"):
             command = [sys.executable, __file__, "--one", what, name]
-            command += [f"--{key}={getattr(options, key)}" for key in ("steps", "batch", "threads")]
+            command += [f"--{key}={getattr(options, key)}" for key in ("steps", "batch", "threads")] + switches
             rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
         guess, found = rows
         print(

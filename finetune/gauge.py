@@ -6,15 +6,15 @@ about linearly. Nothing learns here, and no optimiser is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from hotpolicy.finetune import lora
+from hotpolicy.finetune.activations import Activations, counting
 from hotpolicy.finetune.cache import frame_bytes
 from hotpolicy.finetune.frames import Frames
 from hotpolicy.finetune.learner import computing
@@ -41,6 +41,19 @@ class Cost:
     cache: int  # bytes of the prefix, where it can be kept; else 0
     trained: int  # parameters that learn
 
+    @classmethod
+    def of(cls, kept: Activations, frames: int, trained: int, seconds: float = 0.0, prefix: float = 0.0) -> Cost:
+        """`kept` of `frames` computed together, `seconds` and those of the prefix of one."""
+        return cls(
+            seconds=seconds,
+            prefix_seconds=prefix,
+            kept=kept.total // frames,
+            kept_recomputing=(kept.inputs + kept.widest_layer) // frames,
+            widest=kept.widest // frames,
+            cache=kept.prefix // frames,
+            trained=trained,
+        )
+
 
 class Gauge:
     def __init__(self, parent: Vla, frames: Frames, config: TuneConfig):
@@ -48,7 +61,7 @@ class Gauge:
 
     def measure(self, stage: Stage, backward: bool = True) -> Cost:
         """`backward=False` where gradients would not fit: the way back is then taken as twice the way there."""
-        model = self._model(stage)
+        model = set_free(self._parent, stage, self._config)
         few = _Batch(model, self._frames, min(FRAMES, self._config.at_once), self._config)
         counted = few.kept(stage)
         times = few.seconds(stage, backward)
@@ -58,25 +71,23 @@ class Gauge:
         else:
             timed = few.count
         there_and_back, prefix = (time / timed for time in times)
-        return Cost(
-            seconds=there_and_back + prefix,
-            prefix_seconds=prefix,
-            kept=counted.total // few.count,
-            kept_recomputing=(counted.inputs + counted.widest_layer) // few.count,
-            widest=counted.widest // few.count,
-            cache=counted.prefix // few.count,
-            trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        )
+        return Cost.of(counted, few.count, learning(model), there_and_back + prefix, prefix)
 
-    def _model(self, stage: Stage) -> Vla:
-        """The parent's own weights, of which the stage's take gradients."""
-        model = apply_delta(self._parent, {})
-        random = torch.Generator().manual_seed(0)
-        lora.attach(model, stage.layers(model), self._config.lora_rank, self._config.lora_alpha, random)
-        learning = stage.learning(model)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in learning)
-        return model
+
+def set_free(parent: Vla, stage: Stage, config: TuneConfig) -> Vla:
+    """The parent's own weights, of which the stage's take gradients."""
+    model = apply_delta(parent, {})
+    random = torch.Generator().manual_seed(0)
+    lora.attach(model, stage.layers(model), config.lora_rank, config.lora_alpha, random)
+    free = stage.learning(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in free)
+    return model
+
+
+def learning(model: Vla) -> int:
+    """Parameters that take gradients."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 class _Batch:
@@ -104,14 +115,14 @@ class _Batch:
         self.model.zero_grad(set_to_none=True)
         return seconds + back, prefix_seconds
 
-    def kept(self, stage: Stage) -> _Count:
+    def kept(self, stage: Stage) -> Activations:
         """What autograd keeps between there and back."""
         prefix = None
         with computing(self.config):
             if stage.frozen_prefix:
                 with torch.no_grad():
                     prefix = self._read()
-            with _counting(self.model) as count:
+            with counting(self.model) as count:
                 self._loss(prefix)
         count.prefix = frame_bytes(prefix) if prefix else 0
         return count
@@ -123,49 +134,6 @@ class _Batch:
 
     def _read(self) -> Prefix:
         return self.frames.prefix(self.model, torch.arange(self.count))
-
-
-@dataclass
-class _Count:
-    total: int = 0
-    widest: int = 0
-    inputs: int = 0  # of layers
-    widest_layer: int = 0
-    prefix: int = 0  # where it is frozen: of all frames
-
-
-@contextmanager
-def _counting(model: Vla) -> Iterator[_Count]:
-    """Bytes that autograd keeps, each storage once, without the weights; and, layer by layer, what it would keep if
-    layers were computed again."""
-    count = _Count()
-    seen = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in seen:
-            seen.add(storage.data_ptr())
-            count.total += storage.nbytes()
-            count.widest = max(count.widest, storage.nbytes())
-            held.append(tensor)  # a freed storage's address may be another's next
-        return tensor
-
-    def layer(function: Callable[..., R], *args: Any) -> R:
-        before = count.total
-        result = function(*args)
-        count.widest_layer = max(count.widest_layer, count.total - before)
-        if isinstance(args[0], Tensor):
-            count.inputs += args[0].numel() * args[0].element_size()
-        return result
-
-    held: list[Tensor] = []
-    model.layer = layer  # type: ignore[method-assign]  # of this one instance, for this one call
-    try:
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            yield count
-    finally:
-        del model.layer
-        held.clear()
 
 
 def _timed(work: Callable[[], R]) -> tuple[R, float]:

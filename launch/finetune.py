@@ -16,7 +16,7 @@ import typer
 
 from hotpolicy.launch.curves import sparkline
 from hotpolicy.launch.options import STORE, Key, ServerKey, StoreFolder
-from hotpolicy.runtime.errors import SwapRefused
+from hotpolicy.runtime.errors import ConfigError, SwapRefused
 
 Event = dict[str, Any]
 TERMINATED = 128 + signal.SIGTERM  # exit code, as a shell reports it
@@ -24,9 +24,17 @@ ORPHAN_S = 10.0  # from the end of whoever started this to its own
 
 
 def finetune(
-    datasets: Annotated[list[Path], typer.Argument(help="Dataset folders with the new demonstrations.")],
+    datasets: Annotated[
+        list[Path] | None, typer.Argument(help="Dataset folders with the new demonstrations; with --board, none.")
+    ] = None,
     store: StoreFolder = STORE,
-    base: Annotated[str, typer.Option(help="Version to start from: an id, or live.")] = "live",
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="Version to start from: an id, or live, the default. With --board also pi0, pi0.5 or a folder; "
+            "default: both of these."
+        ),
+    ] = None,
     strategy: Annotated[
         str, typer.Option(help="What learns: heads, expert, lora, lora-expert, top-N, full, progressive; or auto.")
     ] = "expert",
@@ -98,6 +106,10 @@ def finetune(
     plan: Annotated[
         bool, typer.Option("--plan", help="Only say what each strategy would take on this machine, now.")
     ] = False,
+    board: Annotated[
+        str | None,
+        typer.Option(help="With --plan: memory on this robot computer, or on all, from published sizes."),
+    ] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0.1, help="Time for all steps, where auto or --plan chooses a strategy.")
     ] = None,
@@ -115,13 +127,14 @@ def finetune(
     from hotpolicy.finetune.gate import Bounds
     from hotpolicy.finetune.lessons import Span
     from hotpolicy.finetune.settings import TuneConfig
+    from hotpolicy.launch import board_plan
     from hotpolicy.launch.planning import show
     from hotpolicy.launch.tuning import Job, survey_of, tune
 
-    asked = _end_on_sigterm()
-    if attached:
-        _end_with_parent()
-    os.nice(nice)
+    if board is not None and not plan:
+        raise ConfigError("board: expected --plan too: nothing is trained here for another machine")
+    if board is None and not datasets:
+        raise ConfigError("datasets: expected at least one folder with demonstrations, got none")
     config = TuneConfig.from_dict(
         {
             "strategy": strategy, "steps": steps, "batch": batch, "accumulate": accumulate, "recompute": recompute,
@@ -129,10 +142,17 @@ def finetune(
             "replay": replay, "fresh": fresh, "patience": patience, "seed": seed, "evaluate_every": max(1, steps // 5),
         }
     )  # fmt: skip
+    if board is not None:
+        board_plan.show(board, base, store, config, as_json)
+        return
+    asked = _end_on_sigterm()
+    if attached:
+        _end_with_parent()
+    os.nice(nice)
     bounds = Bounds(success=success, old_error=old_error)
     seconds = None if minutes is None else 60 * minutes
     work = Job(
-        store, base, tuple(datasets), config, threads, gate, trials, bounds, save_every, seconds,
+        store, base or "live", tuple(datasets or ()), config, threads, gate, trials, bounds, save_every, seconds,
         replayed=tuple(replay_from or ()), span=Span(until, since), carry=carry, name=job,
     )  # fmt: skip
     if plan:

@@ -115,7 +115,8 @@ def table(options: Sequence[Option], chosen: Plan | None) -> Table:
     for option in options:
         found, memory = option.plan, option.plan.memory
         figures = (
-            memory.loaded + memory.weights + memory.best, memory.gradients, memory.optimiser, memory.activations,
+            memory.loaded + memory.weights + memory.best, memory.gradients, memory.optimiser,
+            memory.activations + memory.holes,
             memory.cache, memory.total,
         )  # fmt: skip
         rows.add_row(

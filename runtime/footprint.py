@@ -22,7 +22,8 @@ WIDTHS = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}  # bytes of one weight, in
 SYSTEM_GB = 2.0  # operating system, camera buffers, the robot's process
 PROCESS_GB = 2.0  # interpreter, libraries, GPU context and activations, for each process that computes
 HELD = 3  # versions in memory at a swap: live, the one before it, and the candidate
-TUNED_BYTES = 16  # of one weight that learns: itself, its gradient and Adam's two averages, in fp32
+FROZEN_BYTES = 4  # of any weight in a tuning process: it is widened to fp32
+TUNED_BYTES = 20  # of one that learns, besides: a copy, its average, gradient and AdamW's two moments, in fp32
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +73,20 @@ class Need:
     serve: float  # one version
     swap_head: float  # live, previous and candidate, which share all but the head
     swap_all: float  # the same, and they share nothing
-    tune_head: float  # a tuning process beside the server, with a frozen model of its own and a head that learns
+    tune_head: float  # a tuning process beside the server, with a model of its own and a head that learns, without what
+    # `hotpolicy finetune --plan --board` adds: activations and other strategies
 
     @classmethod
     def of(cls, footprint: Footprint) -> Need:
         weights, head = footprint.bytes / 1e9, footprint.head_bytes / 1e9
+        frozen = footprint.parameters * FROZEN_BYTES / 1e9
         serve = SYSTEM_GB + PROCESS_GB + weights
         learning = footprint.head_parameters * TUNED_BYTES / 1e9
         return cls(
             serve=serve,
             swap_head=serve + (HELD - 1) * head,
             swap_all=serve + (HELD - 1) * weights,
-            tune_head=serve + PROCESS_GB + (weights - head) + learning,
+            tune_head=serve + PROCESS_GB + frozen + learning,
         )
 
     def fits(self, board: Board) -> dict[str, bool]:

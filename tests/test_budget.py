@@ -39,7 +39,14 @@ def test_the_memory_is_what_is_loaded_and_five_numbers_for_each_that_learns() ->
     memory = plan([COST], [1.0], CONFIG, GIVEN).memory
     assert (memory.loaded, memory.weights, memory.gradients, memory.optimiser) == (10_000, 16_000, 8_000, 16_000)
     assert (memory.best, memory.cache, memory.activations) == (0, 50 * 100, 4 * (1000 + 2 * 100))
+    assert memory.holes == 0  # more gradients come than activations leave holes
     assert memory.total == 10_000 + 16_000 + 8_000 + 16_000 + 5_000 + 4_800
+
+
+def test_holes_of_freed_activations_count_where_few_gradients_fill_them() -> None:
+    few = plan([dataclasses.replace(COST, trained=100)], [1.0], CONFIG, GIVEN).memory
+    assert (few.activations, few.gradients, few.holes) == (4800, 400, 2400 - 400)
+    assert few.total == 10_000 + 800 + 400 + 800 + 4800 + 2000 + 5000
 
 
 def test_what_saves_memory_is_counted() -> None:
