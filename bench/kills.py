@@ -1,12 +1,14 @@
 """kill -9 at random moments: nothing that was sealed may be lost or torn. A section for each thing that writes.
 
-    python bench/kills.py record               # 30 kills
-    python bench/kills.py record --kills 100 --seed 7
+    python bench/kills.py                       # 50 kills in each section
+    python bench/kills.py train seal --kills 5 --seed 7
 
-`record`: a process records made-up episodes; on every third turn videos are encoded in threads, so slow that frames go
-to the spill, else in a process of their own. It says which episodes were saved; after each kill all bytes are checked,
-every episode is compared with what was recorded, and the folder is taken up again, by the recorder or, every other
-time, by `repair`.
+`record`: a process that records. `train`: a tuning process while it trains; what comes after it must go on from at most
+one checkpoint interval before the kill, and end in the same weights, to the last bit, as one nobody killed. `seal`:
+from the last step to the version in the store, half of the kills by the clock, half at an operation on the disk drawn
+at random. `publish`: a tuning process that swaps its version into the server. `serve`: the server, meanwhile.
+After every kill all sealed episodes or bundles are read again and their digests checked. In all but `record` a robot
+asks the server all the time.
 """
 
 from __future__ import annotations
@@ -14,146 +16,65 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
+import kills_tuning
+from kills_record import record
+from kills_site import Site
 
-from hotpolicy.finetune.dataset import Dataset
-from hotpolicy.finetune.episodes import Episode
-from hotpolicy.finetune.images import VideoWriter
-from hotpolicy.finetune.inspection import check
-from hotpolicy.finetune.recorder import Recorder
-from hotpolicy.finetune.repair import carry_out, plan
-from hotpolicy.runtime.messages import CameraSpec, Joint, RobotSpec
-
-LONGEST_S = 1.2  # from being ready to the kill
-SPEC = RobotSpec(
-    joints=tuple(Joint(f"joint_{i}.pos", "deg", -90, 90) for i in range(6)),
-    cameras=(CameraSpec("front", 120, 160), CameraSpec("wrist", 64, 64)),
-    rate_hz=30,
-)
+STEPS, SAVE_S = 60, 0.1  # of a tuning run, and between its checkpoints
+TUNING = {
+    "train": kills_tuning.train, "seal": kills_tuning.seal, "publish": kills_tuning.publish,
+    "serve": kills_tuning.serve,
+}  # fmt: skip
 
 
-@dataclass(slots=True)
-class Tally:
-    """What happened in a section."""
+class Notes:
+    """What happened in a section, counted."""
 
-    kills: int = 0
-    sealed: int = 0  # things that were whole at the end
-    notes: dict[str, int] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.found: dict[str, int] = {}
 
-    def note(self, what: str, count: int = 1) -> None:
-        self.notes[what] = self.notes.get(what, 0) + count
+    def __call__(self, what: str, count: int = 1) -> None:
+        self.found[what] = self.found.get(what, 0) + count
 
-
-def episode(seed: int) -> Episode:
-    """The same for the same seed: 5 to 34 frames, of which each has a brightness of its own."""
-    draw = np.random.default_rng(seed)
-    frames = int(draw.integers(5, 35))
-    state = draw.normal(size=(frames, 6)).astype(np.float32)
-    light = (40 + 3 * (np.arange(frames) + seed) % 150).astype(np.uint8)
-    return Episode(
-        task=["touch the cube", "lift the cube"][seed % 2],
-        images={
-            camera.name: np.broadcast_to(light[:, None, None, None], (frames, camera.height, camera.width, 3)).copy()
-            for camera in SPEC.cameras
-        },
-        state=state, action=state + 1, requested=state + 2, intervention=draw.random(frames) < 0.3,
-        versions=tuple(None if i % 3 == 0 else f"version-{(seed + i) % 3}" for i in range(frames)),
-        success=[True, False, None][seed % 3],
-    )  # fmt: skip
+    def __str__(self) -> str:
+        return "; ".join(f"{what}: {count}" for what, count in self.found.items())
 
 
-def same(read: Episode, written: Episode) -> bool:
-    vectors = ("state", "action", "requested", "intervention")
-    return (
-        (read.task, read.versions, read.success) == (written.task, written.versions, written.success)
-        and all(np.array_equal(getattr(read, name), getattr(written, name)) for name in vectors)
-        and all(np.abs(read.images[n].astype(int) - image).max() <= 4 for n, image in written.images.items())
-    )
-
-
-def write(root: Path, slow: bool) -> None:
-    """The process that is killed."""
-    encode = VideoWriter.add
-    if slow:
-        from hotpolicy.finetune import take
-
-        def add(writer: VideoWriter, image: np.ndarray) -> None:
-            time.sleep(0.01)
-            encode(writer, image)
-
-        take.ROOM = 4 * 120 * 160 * 3
-        VideoWriter.add = add  # type: ignore[method-assign]
-    with Recorder.open(root, SPEC, encoding="thread" if slow else "process") as recorder:
-        print("ready", flush=True)
-        while True:
-            print(recorder.write(episode(len(recorder))), flush=True)
-
-
-def record(folder: Path, kills: int, draw: random.Random) -> Tally:
-    root, tally, before = folder / "set", Tally(), 0
-    for turn in range(kills):
-        slow = turn % 3 == 2
-        command = [sys.executable, __file__, "--write", str(root), *(["--slow"] if slow else [])]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as writer:
-            assert writer.stdout is not None
-            assert writer.stdout.readline() == "ready\n"
-            time.sleep(draw.uniform(0, LONGEST_S))
-            writer.kill()
-            saved = [int(line) for line in writer.stdout if line.endswith("\n")]
-        found, damages = check(root)
-        assert damages == [], damages
-        sealed = found.info.total_episodes
-        assert sealed >= max([before, *(number + 1 for number in saved)]), (sealed, saved)
-        tally.note("kills with an episode in progress", bool(found.leftovers or found.uncounted))
-        tally.note("kills with frames in the spill", any(file.endswith(".spill") for file in found.leftovers))
-        tally.note("kills between an episode's files and its count", bool(found.uncounted))
-        if turn % 2:
-            made = plan(root)
-            carry_out(made)
-            tally.note("episodes sealed by repair", len(made.sealed))
-            assert check(root)[1] == []
-        dataset = Dataset.open(root)
-        dataset.verify()
-        assert len(dataset) >= sealed
-        for index in range(before, len(dataset)):
-            assert same(dataset.episode(index), episode(index)), f"episode {index}"
-        before = len(dataset)
-        tally.kills += 1
-    for index in range(before):  # and none of the first has changed meanwhile
-        assert same(dataset.episode(index), episode(index)), f"episode {index}"
-    tally.sealed = before
-    return tally
-
-
-SECTIONS: dict[str, Callable[[Path, int, random.Random], Tally]] = {"record": record}
+def row(section: str, kills: int, seed: int, steps: int) -> str:
+    """Of the table: raises AssertionError for whatever was lost, torn or not resumed."""
+    notes, draw = Notes(), random.Random(seed)
+    served = ("-", "-", "-")
+    with tempfile.TemporaryDirectory(prefix="kills") as name:
+        folder = Path(name)
+        if section == "record":
+            sealed = record(folder, kills, draw, notes)
+        else:
+            site = Site(folder, steps, SAVE_S)
+            kills = TUNING[section](site, kills, draw, notes)
+            sealed, found = site.whole(), site.end()
+            served = (str(found["asked"]), str(found["failed"]), f"{1000 * found['longest_s']:.0f}")
+            assert not found["failed"] or section == "serve", found
+    return f"| {section} | {kills} | {sealed} | 0 | {' | '.join(served)} | {notes} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], help="default: all")
-    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("sections", nargs="*", choices=["record", *TUNING, []], help="default: all")
+    parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--slow", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, default=STEPS, help="of a tuning run")
     options = parser.parse_args()
-    if options.write:
-        write(options.write, options.slow)
-    for name in options.sections or SECTIONS:
-        with tempfile.TemporaryDirectory(prefix="kills") as folder:
-            began = time.monotonic()
-            tally = SECTIONS[name](Path(folder), options.kills, random.Random(options.seed))
-        took = f"{time.monotonic() - began:.0f} s on {len(os.sched_getaffinity(0))} cores"
-        print(f"{name}: {tally.kills} kills in {took}, {tally.sealed} sealed, none lost, none torn")
-        for what, count in tally.notes.items():
-            print(f"  {what}: {count}")
+    print("| killed | kills | sealed | lost or torn | asked | unanswered | longest wait, ms | notes |", flush=True)
+    print("|-|-:|-:|-:|-:|-:|-:|-|", flush=True)
+    began = time.monotonic()
+    for name in options.sections or ["record", *TUNING]:
+        print(row(name, options.kills, options.seed, options.steps), flush=True)
+    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    print(f"\n{time.monotonic() - began:.0f} s on {cores} cores, load {load:.1f}")
 
 
 if __name__ == "__main__":
