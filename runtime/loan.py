@@ -107,7 +107,7 @@ class Loan:
 
 
 class Loans:
-    """The rings of a front's sessions, one each; for the socket thread."""
+    """The rings of a front's sessions, one each; for whoever receives, one thread at a time."""
 
     def __init__(self, most: int, largest: int):
         """`most`: rings held at once; one more takes the place of the oldest, which opens again when it is needed.

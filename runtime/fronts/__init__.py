@@ -10,7 +10,7 @@ from hotpolicy.runtime.wire import Buffer
 
 
 class Front(Protocol):
-    """A dialect on a ROUTER socket of its own, which the server's socket thread reads."""
+    """A dialect on a ROUTER socket of its own, which one thread at a time reads (see reception.py)."""
 
     router: Router
 

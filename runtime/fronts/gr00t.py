@@ -41,7 +41,7 @@ Send = Callable[[Speech, Any], None]  # a reply on its way, from any thread
 
 @dataclass(slots=True)
 class _Peer:
-    """What is remembered of a client. The socket thread's own."""
+    """What is remembered of a client. For whoever receives, one thread at a time."""
 
     address: bytes  # unlike that of any other front's peer
     name: str  # of its session

@@ -22,7 +22,7 @@ Lender = Callable[[bytes, Message], wire.Loan]
 
 
 class Native:
-    """Frames to messages and back. `handler` and `lender` run in the socket thread and may raise HotpolicyError."""
+    """Frames to messages and back. `handler` and `lender` run in whoever receives and may raise HotpolicyError."""
 
     def __init__(self, router: Router, caps: Caps, meter: Meter, handler: Handler, lender: Lender | None = None):
         """`lender`: the slot of a ring that a peer's message refers to; None: nobody may lend."""

@@ -29,7 +29,7 @@ class Control(Protocol):
 
 
 class Operators:
-    """`handle` is the socket thread's; `run` is the control thread, until `stop`."""
+    """`handle` is for the thread that receives; `run` is the control thread, until `stop`."""
 
     def __init__(self, router: Router, desk: Desk, control: Control):
         self.router, self._desk, self._control = router, desk, control

@@ -29,7 +29,7 @@ class Robots:
         self._native.handle(peer, frames)
 
     def tidy(self) -> None:
-        """Let go of what clients lent that are gone. For the socket thread, now and then."""
+        """Let go of what clients lent that are gone. While no message is handled, now and then."""
         self._loans.sweep()
 
     def _reply_to(self, peer: bytes, message: Message) -> Message | None:
