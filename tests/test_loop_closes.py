@@ -1,20 +1,18 @@
 """The whole loop in miniature, as a user runs it: serve, session (record, tune, judge, swap, try), go back."""
 
-import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
-import yaml
+from classroom import classroom, control, plan, state
 
 from hotpolicy.finetune.dataset import Dataset
-from hotpolicy.launch.nano import SHIPPED
-from hotpolicy.launch.processes import Child
-from hotpolicy.launch.profile import find_profile
+from hotpolicy.launch.cli import main
 from hotpolicy.runtime.client import ControlClient
 from hotpolicy.runtime.store import Store
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 TASKS = ["hover over the red cube", "hover over the blue cube"]
 
 
@@ -23,25 +21,24 @@ def hotpolicy(*arguments: str, check: bool = True) -> subprocess.CompletedProces
     return subprocess.run(command, capture_output=True, text=True, timeout=280, check=check)
 
 
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """What a command says that ends with exit code 2; in this process, which has imported torch already."""
+
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["hotpolicy", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        return capsys.readouterr().err
+
+    return run
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with a robot profile, a store, a running virtual arm and a running server."""
-    folder = tmp_path_factory.mktemp("l")
-    profile = yaml.safe_load(find_profile("virtual_so101").read_text())
-    profile["arm"]["port"] = str(folder / "arm")
-    profile["arm"]["calibration"] = str(find_profile("virtual_so101").parent / profile["arm"]["calibration"])
-    profile["world"] = f"ipc://{folder}/world"
-    profile["server"] = {"endpoint": f"ipc://{folder}/s", "control": f"ipc://{folder}/s.control"}
-    (folder / "robot.yaml").write_text(yaml.safe_dump(profile, sort_keys=False))
-    store = Store(folder / "policies")
-    store.add(SHIPPED)
-    serving = ["serve", "--store", str(store.root), "--endpoint", f"ipc://{folder}/s"]
-    with (
-        Child("arm", ["virtual-arm", "--robot", str(folder / "robot.yaml")], folder / "arm.log") as arm,
-        Child("server", serving, folder / "server.log") as server,
-    ):
-        arm.wait_ready()
-        server.wait_ready()
+    with classroom(tmp_path_factory.mktemp("l")) as folder:
         yield folder
 
 
@@ -49,12 +46,7 @@ def place(tmp_path_factory):
 def taught(place):
     """One round of a session; the version that came of it."""
     base = Store(place / "policies").live()
-    done = hotpolicy(
-        "session", str(place / "session"), "--robot", str(place / "robot.yaml"), "--store", str(place / "policies"),
-        "--control", f"ipc://{place}/s.control", *[word for task in TASKS for word in ("--task", task)],
-        "--episodes", "8", "--steps", "25", "--trials", "0", "--tries", "2", "--auto",
-        "--old-error", "1000", check=False,  # so short a run forgets
-    )  # fmt: skip
+    done = hotpolicy("session", str(plan(place, tasks=TASKS, episodes=6)), "--steps", "12", check=False)
     assert done.returncode == 0, done.stderr
     assert "round  1" in done.stdout
     return base, Store(place / "policies").live()
@@ -63,13 +55,13 @@ def taught(place):
 def test_a_round_records_tunes_judges_and_swaps(place, taught):
     base, version = taught
     assert version != base
-    with ControlClient(f"ipc://{place}/s.control") as control:
-        status = control.status()
+    with ControlClient(control(place)) as client:
+        status = client.status()
         assert (status["live"], status["previous"]) == (version, base)
         assert status["server"]["counts"].get("engine_fault", 0) == 0
     dataset = Dataset.open(place / "session" / "dataset")
-    assert len(dataset.episodes) == 8
-    assert {dataset.episode(index).task for index in range(8)} == set(TASKS)
+    assert len(dataset.episodes) == 6
+    assert {dataset.episode(index).task for index in range(6)} == set(TASKS)
 
 
 def test_the_version_says_where_it_came_from(place, taught):
@@ -86,14 +78,10 @@ def test_the_version_says_where_it_came_from(place, taught):
 
 
 def test_a_finished_session_has_nothing_left_to_do(place, taught):
-    done = hotpolicy(
-        "session", str(place / "session"), "--robot", str(place / "robot.yaml"), "--store", str(place / "policies"),
-        "--control", f"ipc://{place}/s.control", "--task", TASKS[0], "--tries", "2",
-    )  # fmt: skip
+    done = hotpolicy("session", str(place / "session.yaml"))
     assert done.stdout == ""
-    state = json.loads((place / "session" / "session.json").read_text())
-    (only,) = state["rounds"]
-    assert (only["version"], only["outcome"], only["tries"], only["episodes"]) == (taught[1], "live", 2, 8)
+    (only,) = state(place / "session")["rounds"]
+    assert (only["version"], only["outcome"], only["tries"], only["episodes"]) == (taught[1], "live", 2, 6)
     assert only["error"] < only["error_before"]
     assert (place / "session" / "session.png").read_bytes().startswith(b"\x89PNG")
 
@@ -101,11 +89,11 @@ def test_a_finished_session_has_nothing_left_to_do(place, taught):
 def test_back_and_forward(place, taught):
     base, version = taught
     for live in (base, version):
-        hotpolicy("rollback", "--control", f"ipc://{place}/s.control")
+        hotpolicy("rollback", "--control", control(place))
         assert Store(place / "policies").live() == live
 
 
-def test_bad_input_to_finetune_is_one_line_and_changes_nothing(place, taught):
+def test_bad_input_to_finetune_is_one_line_and_changes_nothing(place, taught, refused):
     half = place / "half"
     (half / "meta").mkdir(parents=True)
     (half / "meta" / "info.json").write_text("{")
@@ -114,18 +102,39 @@ def test_bad_input_to_finetune_is_one_line_and_changes_nothing(place, taught):
         ([str(half)], "info.json"),
         ([str(place / "session" / "dataset"), "--strategy", "magic"], "strategy"),
     ):
-        done = hotpolicy("finetune", *arguments, "--store", str(place / "policies"), "--steps", "5", check=False)
-        assert done.returncode == 2
-        assert named in done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        said = refused("finetune", *arguments, "--store", str(place / "policies"), "--steps", "5")
+        assert named in said
+        assert len(said.strip().splitlines()) == 1, said
     assert Store(place / "policies").live() == taught[1]
 
 
-def test_a_damaged_session_file_is_named(place, taught, tmp_path):
+def test_a_damaged_session_file_is_named(place, taught, refused, tmp_path):
     (tmp_path / "session.json").write_text('{"rounds": "many", "surprise": 1}')
-    done = hotpolicy(
-        "session", str(tmp_path), "--robot", str(place / "robot.yaml"), "--store", str(place / "policies"),
-        "--task", TASKS[0], check=False,
+    here = ("--robot", str(place / "robot.yaml"), "--store", str(place / "policies"))
+    assert "session.json" in refused("session", str(tmp_path), *here, "--task", TASKS[0])
+
+
+def test_corrections_become_a_version(place, taught):
+    """The policy acts, a script takes over where it goes wrong and hands back; what it did then is learned from."""
+    before = Store(place / "policies").live()
+    correcting = plan(
+        place, folder=str(place / "corrected"), tasks=["push the red cube away"], collect="correct",
+        take_over="scripted", episodes=3, tries=1, tuning={"steps": 6},
     )  # fmt: skip
-    assert done.returncode == 2
-    assert "session.json" in done.stderr
+    done = hotpolicy("session", str(correcting), check=False)
+    assert done.returncode == 0, done.stderr
+    (only,) = state(place / "corrected")["rounds"]
+    assert (only["outcome"], only["tries"]) == ("live", 1)
+    dataset = Dataset.open(place / "corrected" / "dataset")
+    assert len(dataset) >= 3
+    acted = [dataset.episode(index, ()) for index in range(len(dataset))]
+    for episode in acted:
+        assert 0 < episode.intervention.sum() < len(episode)  # the policy acted, too
+        assert {version for version in episode.versions if version} <= {before, only["version"]}
+        assert {episode.versions[row] for row in np.flatnonzero(episode.intervention)} == {None}
+    manifest = Store(place / "policies").open(only["version"]).manifest
+    assert manifest.parent == before
+    (source,) = manifest.provenance["datasets"]
+    assert len(source["episodes"]) == 2
+    assert len(source["held_out"]) == 1
+    assert manifest.provenance["frames"] == sum(int(acted[index].intervention.sum()) for index in source["episodes"])
