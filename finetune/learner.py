@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from hotpolicy.finetune import lora
 from hotpolicy.finetune.ema import Ema
@@ -37,9 +38,15 @@ class Learner:
         layers = dict.fromkeys(name for stage in stages for name in stage.layers(self.model))
         random = torch.Generator().manual_seed(config.seed)
         lora.attach(self.model, layers, config.lora_rank, config.lora_alpha, random)
-        groups = self._set_free(stages[0], 0)
-        self._optimiser = torch.optim.AdamW(groups, weight_decay=config.decay, betas=(0.9, 0.95))
-        self._ema = Ema(self.model, config.ema)
+        self._begin(stages[0])
+
+    def _begin(self, stage: Stage) -> None:
+        groups = self._set_free(stage, 0)
+        self._optimiser = torch.optim.AdamW(groups, weight_decay=self.config.decay, betas=(0.9, 0.95))
+        self._ema = Ema(self.model, self.config.ema)
+
+    def _average(self) -> None:
+        self._ema.update(self.model)
 
     @property
     def averaged(self) -> Vla:
@@ -80,12 +87,13 @@ class Learner:
         for group in self._optimiser.param_groups:
             warm = min(1.0, (step - group["since"] + 1) / max(1, self.config.warmup))
             group["lr"] = rate * group["multiple"] * warm
-        norm = torch.nn.utils.clip_grad_norm_(list(self.free().values()), self.config.clip).item()
+        clipped = torch.nn.utils.clip_grad_norm_(list(self.free().values()), self.config.clip)
+        norm = (clipped.full_tensor() if isinstance(clipped, DTensor) else clipped).item()  # of all processes' parts
         if not math.isfinite(norm):
             raise TuningError(f"step {step + 1}: expected a finite gradient, got {norm:g}")
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
-        self._ema.update(self.model)
+        self._average()
         return norm
 
     def finish(self, averages: Mapping[str, Tensor] | None = None) -> tuple[Vla, tuple[str, ...]]:
@@ -133,10 +141,14 @@ class Learner:
             state |= {f"{field}/{name}": value for field, value in self._optimiser.state[parameter].items()}
         return state | {f"averages/{name}": value for name, value in self.averages().items()}
 
-    @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """After the same stages were entered. Raises TuningError for a state of other parameters."""
-        averages, parts = self.averaged.state_dict(), dict[str, State]()
+        self._restore(state, self.averaged.state_dict())
+        self._ema.updates = int(state["updates"])
+
+    @torch.no_grad()
+    def _restore(self, state: Mapping[str, Tensor], averages: State) -> None:
+        parts = dict[str, State]()
         for key, value in state.items():
             field, _, name = key.partition("/")
             parts.setdefault(name, {})[field] = value
@@ -151,4 +163,3 @@ class Learner:
             except (KeyError, RuntimeError) as error:
                 raise TuningError(f"training checkpoint: {name} is missing or has another shape") from error
             self._optimiser.state[parameter] = {field: value.clone() for field, value in fields.items()}
-        self._ema.updates = int(state["updates"])

@@ -22,6 +22,7 @@ from hotpolicy.finetune.learner import Learner, computing
 from hotpolicy.finetune.lessons import Lessons
 from hotpolicy.finetune.ranks import ALONE, Ranks
 from hotpolicy.finetune.settings import TuneConfig
+from hotpolicy.finetune.shards import ShardedLearner
 from hotpolicy.finetune.snapshot import Snapshot
 from hotpolicy.finetune.sources import PrefixHome, Sources, choose
 from hotpolicy.finetune.strategy import Stage, strategy
@@ -81,7 +82,9 @@ class Trainer:
         self.config, self.ranks = config, ranks
         self.strategy = strategy(config.strategy, parent)
         self.peak = config.rate or self.strategy.rate
-        self.learner = Learner(parent, self.strategy.stages, config)
+        stages = self.strategy.stages
+        self._cut = ShardedLearner(parent, stages, config, ranks.size) if self._sharded else None
+        self.learner = self._cut or Learner(parent, stages, config)
         self.learner.model.recompute = config.recompute
         parts = [Frames.encode(part, transforms) for part in (lessons.new, lessons.old) if part is not None]
         self.frames, self.new, self.fresh = concatenate(parts), len(parts[0]), lessons.fresh
@@ -108,6 +111,20 @@ class Trainer:
         self._outcome: Outcome | None = None
         self._home, self._sources = home, Sources(ComputedPrefixes(self.learner.model, self.frames))
         self._check_data()
+
+    @property
+    def _sharded(self) -> bool:
+        """Whether each process holds a part of what learns, and not all of it."""
+        return self.ranks.size > 1 and self.strategy.name == "full"
+
+    @property
+    def saves(self) -> bool:
+        """Whether this process has to take part in a snapshot."""
+        return self.ranks.first or self._sharded
+
+    def agreed(self, wish: bool) -> bool:
+        """What the first process wishes, where all have to do it together; elsewhere each does as it wishes."""
+        return self.ranks.total(float(wish and self.ranks.first)) > 0 if self._sharded else wish
 
     @property
     def outcome(self) -> Outcome:
@@ -166,7 +183,8 @@ class Trainer:
         }
         tensors = {"random": self._random.get_state()}
         tensors |= {f"learner/{name}": value for name, value in self.learner.state().items()}
-        tensors |= {f"kept/{name}": value for name, value in self._keeper.weights.items()}
+        kept = self._cut.gather(self._keeper.weights) if self._cut else self._keeper.weights
+        tensors |= {f"kept/{name}": value for name, value in kept.items()}
         return Snapshot(facts, tensors)
 
     def _restore(self, snapshot: Snapshot) -> None:
@@ -180,6 +198,7 @@ class Trainer:
             self.curves.evaluations = [Evaluation.read(data) for data in facts["evaluations"]]
             first = self.curves.evaluations[0]
             kept = _under("kept/", tensors)
+            kept = self._cut.scatter(kept) if self._cut else kept
             self._keeper = Keeper(self.config.patience, self._keeps, first, weights=kept, **facts["keeper"])
             self.done, self._seconds, notes = snapshot.step, facts["seconds"], list(facts["notes"])
         except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -231,14 +250,18 @@ class Trainer:
             chosen = rows[part]
             state, actions = self.frames.state[chosen], self.frames.actions[chosen]
             with computing(self.config):
-                loss = model.flow_loss(self._sources.train.take(chosen), state, actions, noise[part], times[part])
+                if self._cut:
+                    loss = self._cut.loss(self.frames, chosen, noise[part], times[part])
+                else:
+                    loss = model.flow_loss(self._sources.train.take(chosen), state, actions, noise[part], times[part])
             share = loss.float().mean() * (len(part) / len(rows))
             share.backward()
             value += share.item()
         value = self.ranks.total(value)
         if not math.isfinite(value):
             raise TuningError(f"step {step + 1}: expected a finite loss, got {value:g}")
-        self.ranks.sum_gradients(self.learner.free().values())
+        if not self._cut:
+            self.ranks.sum_gradients(self.learner.free().values())
         self._gradient = self.learner.update(step, self._rate(step))
         return value
 

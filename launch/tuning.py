@@ -117,6 +117,7 @@ def _run(job: Job, ranks: Ranks) -> Iterator[Event]:
     training, identity = store.root / "training", _identity(chain, lessons, config)
     snapshots.sweep(training)
     yield from _train(trainer, job, training, identity)
+    remembered = trainer.learner.moments() if job.carry else None  # by all processes: each may have a part
     if not ranks.first:
         return
     outcome, candidates = trainer.outcome, store.root / "candidates"
@@ -127,8 +128,8 @@ def _run(job: Job, ranks: Ranks) -> Iterator[Event]:
             if event["event"] != "sealed":
                 yield event
         if event["passed"]:
-            if job.carry:
-                moments.save(store.root / "moments", event["version"], trainer.learner.moments())
+            if remembered is not None:
+                moments.save(store.root / "moments", event["version"], remembered)
             store.add(Path(event["folder"]))
     _forget(training, identity)
     yield event
@@ -220,8 +221,10 @@ def _train(trainer: Trainer, job: Job, folder: Path, identity: str) -> Iterator[
         yield {"event": "resumed", "step": begin.step}
     saved = now()
     for progress in trainer.run(begin):
-        if trainer.ranks.first and job.save_every and now() - saved > job.save_every:
-            snapshots.save(folder, identity, trainer.snapshot())
+        if trainer.saves and job.save_every and trainer.agreed(now() - saved > job.save_every):
+            snapshot = trainer.snapshot()
+            if trainer.ranks.first:
+                snapshots.save(folder, identity, snapshot)
             saved = now()
         yield _step(progress)
 

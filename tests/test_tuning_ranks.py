@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -12,12 +13,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from test_tuning_process import place  # noqa: F401  a fixture
 from test_tuning_training import LESSONS, SHORT
 from tuning_parts import SPEC, TRANSFORMS, parent_model
 
 from hotpolicy.finetune.ranks import ALONE, Ranks
 from hotpolicy.finetune.trainer import Trainer
+from hotpolicy.runtime.errors import ConfigError
 
 RUN = """
 import dataclasses, json, sys
@@ -56,7 +59,7 @@ def group(command: list[str], size: int) -> list[subprocess.Popen[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("strategy", "accumulate"), [("expert", 1), ("lora", 2), ("full", 1)])
+@pytest.mark.parametrize(("strategy", "accumulate"), [("expert", 1), ("lora", 2), ("full", 2)])
 def test_two_processes_learn_what_one_learns(strategy: str, accumulate: int) -> None:
     alone = learned(strategy, accumulate)
     both = []
@@ -69,6 +72,62 @@ def test_two_processes_learn_what_one_learns(strategy: str, accumulate: int) -> 
     assert first["train"] == pytest.approx(alone["train"], rel=1e-4)
     for name, value in first["weights"].items():
         assert value == pytest.approx(alone["weights"][name], rel=1e-3, abs=1e-3), name  # type: ignore[index]
+
+
+RESUMED = """
+import sys
+sys.path.insert(0, "tests")
+from test_tuning_ranks import resumed
+resumed()
+"""
+
+
+def resumed() -> None:
+    """On two processes: the first half of a run, and the rest by another trainer; then the whole run at once."""
+    ranks = Ranks.join()
+
+    def trainer(ranks: Ranks) -> Trainer:
+        return Trainer(parent_model(), TRANSFORMS, SPEC, LESSONS, HALVES, ranks=ranks)
+
+    whole, half = trainer(ranks), trainer(ranks)
+    own = sum(value.to_local().numel() for value in half.learner.averages().values())  # type: ignore[attr-defined]
+    everything = sum(value.numel() for value in half.learner.free().values())
+    assert own < 0.6 * everything, (own, everything)
+    for _ in whole.run():
+        pass
+    for _ in itertools.islice(half.run(), 6):
+        pass
+    snapshot = half.snapshot()
+    rest, alone = trainer(ranks), trainer(ALONE)
+    for later in (rest, alone):
+        for _ in later.run(snapshot):
+            pass
+    for (name, mine), theirs, single in zip(
+        rest.outcome.model.named_parameters(),
+        whole.outcome.model.parameters(),
+        alone.outcome.model.parameters(),
+        strict=True,
+    ):
+        assert torch.equal(mine, theirs), name
+        torch.testing.assert_close(mine, single, atol=1e-4, rtol=1e-3)
+    assert rest.outcome.curves.train == whole.outcome.curves.train
+    assert rest.outcome.step == whole.outcome.step
+
+
+HALVES = dataclasses.replace(SHORT, strategy="full", patience=50, evaluate_every=4, recompute=True)
+
+
+@pytest.mark.slow
+def test_what_two_hold_in_parts_goes_on_to_the_last_bit_and_on_one_too() -> None:
+    for process in group([sys.executable, "-c", RESUMED], 2):
+        _, err = process.communicate(timeout=100)
+        assert process.returncode == 0, err
+
+
+def test_a_batch_too_small_to_be_cut_is_refused() -> None:
+    config = dataclasses.replace(SHORT, strategy="full", batch=3, accumulate=2)
+    with pytest.raises(ConfigError, match="batch: expected at least 4, a frame for each of 2 processes"):
+        Trainer(parent_model(), TRANSFORMS, SPEC, LESSONS, config, ranks=Ranks(0, 2))
 
 
 @pytest.mark.slow
@@ -91,6 +150,7 @@ def test_one_that_loses_the_other_ends_with_an_error(place: Path) -> None:  # no
 def test_the_first_seals_for_all(place: Path) -> None:  # noqa: F811
     arguments = ["finetune", str(place / "data"), "--store", str(place / "store"), "--no-gate", "--json"]
     command = [sys.executable, "-c", "from hotpolicy.launch.cli import main; main()", *arguments, "--steps", "4"]
+    command += ["--strategy", "full", "--save-every", "0.001", "--carry"]  # what all must do together
     outs = []
     for process in group(command, 2):
         out, err = process.communicate(timeout=100)
