@@ -226,6 +226,7 @@ def table(result: dict[str, Any]) -> str:
             "stall of the serving thread, ms",
             f"p50 {stall['p50']:.3f}  p99 {stall['p99']:.3f}  longest {stall['longest']:.3f}",
         ),
+        ("its p99, against 5 ms", f"{stall['p99']:.2f} < 5.00: {stall['p99'] < 5}"),
         ("a swap's phases, p50 ms", "  ".join(f"{k[:-3]} {v:.2f}" for k, v in result["phases_p50_ms"].items())),
         ("requests", "  ".join(f"{name} {count}" for name, count in result["counts"].items())),
         ("server's memory, MB", "  ".join(f"{name} {mb:.1f}" for name, mb in result["resident_mb"].items())),

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Mapping
 
 TASKS = "/proc/self/task"
-# Of the C library, called without giving up the interpreter: os.pread gives it up for each of some twenty threads, a
-# microsecond's reading each, and beside a busy thread gets it back half a millisecond later.
-_pread = ctypes.PyDLL(None, use_errno=True).pread
-_pread.argtypes = ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_longlong
-_pread.restype = ctypes.c_ssize_t
 
 
 class RunQueue:
@@ -20,7 +14,6 @@ class RunQueue:
 
     def __init__(self) -> None:
         self._files: dict[str, int] = {}  # by thread id
-        self._buffer = ctypes.create_string_buffer(96)
         self._threads = 0  # as the kernel counted them when the files were opened
 
     def look(self) -> dict[str, int]:
@@ -48,14 +41,7 @@ class RunQueue:
         self._files = {}
 
     def _read(self) -> dict[str, int]:
-        return {thread: int(self._text(file).split()[1]) for thread, file in self._files.items()}
-
-    def _text(self, file: int) -> bytes:
-        length = _pread(file, self._buffer, len(self._buffer), 0)
-        if length < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))  # a ProcessLookupError where the thread has ended
-        return self._buffer.raw[:length]
+        return {thread: int(os.pread(file, 96, 0).split()[1]) for thread, file in self._files.items()}
 
     def _open(self) -> None:
         self.close()
