@@ -151,7 +151,7 @@ def quantiles(samples: list[float]) -> dict[str, float]:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    store = Store(folder / "store")
+    store, before = Store(folder / "store"), os.getloadavg()[0]
     if options.base:
         base = Bundle.open(options.base)
         levels, spec = versions_of(base, store, folder / "made"), base.manifest.spec
@@ -211,7 +211,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         },
         "errors": dict(sum((tally.errors for tally in tallies), Counter())),
         "resident_mb": {"after_a_quarter": resident[quarter - 1], "at_the_end": resident[-1], "most": max(resident)},
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
+        f"load average {before:.1f} before and {os.getloadavg()[0]:.1f} after",
     }
 
 

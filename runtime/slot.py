@@ -9,10 +9,9 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from statistics import median
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,24 +19,16 @@ import numpy as np
 from hotpolicy.runtime.checks import Checks, ServedPolicy, Verdict
 from hotpolicy.runtime.clock import now
 from hotpolicy.runtime.errors import HotpolicyError, SwapRefused, UnknownVersion
+from hotpolicy.runtime.held import Held
 from hotpolicy.runtime.history import Change
 from hotpolicy.runtime.loader import CANDIDATE_FAULTS, Load, Loaded, Loader, one_line
 from hotpolicy.runtime.messages import Boundary
 from hotpolicy.runtime.pins import Pins
 from hotpolicy.runtime.store import Store
-from hotpolicy.runtime.watch import Record, Trip, Watch
+from hotpolicy.runtime.tenure import Tenure
+from hotpolicy.runtime.watch import Trip
 
-PACES = 32  # newest batches of live that its pace is the median of
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Held:
-    """All the pointers; replaced in one step, so a reader never sees half a swap."""
-
-    live: Loaded
-    previous: Loaded | None = None
-    staged: Loaded | None = None
 
 
 class Slot:
@@ -58,14 +49,10 @@ class Slot:
         self._staging = threading.Lock()  # one candidate at a time
         self._moving = threading.Lock()  # one promotion or rollback at a time; never held while a candidate loads
         self._pins = Pins()
-        self._faults = 0  # of the live version, since it became live
-        self._paces: deque[float] = deque(maxlen=PACES)  # ms, of live
         self._retreat: threading.Thread | None = None
-        self._given_up = False  # on the live version
         self._restarts = 0  # of the engine
         self._held = Held(self._loader.first())
-        self._watch = self._watcher(self._held, None)
-        self._since = now()  # when live became live
+        self._tenure = Tenure(self._held.live, self.checks)
 
     # the inference thread's side
 
@@ -83,26 +70,17 @@ class Slot:
     def report_fault(self, version: str) -> None:
         """`version` answered with NaN or infinity, or failed. After `checks.max_faults` since its promotion, the
         previous version is made live again by a side thread, and this one is not kept as a way back."""
-        if version != self._held.live.policy.version:
-            return
-        self._faults += 1
-        if self._faults == self.checks.max_faults:
-            self._give_up(version, Trip("faults", f"gave {self._faults} faulty answers"))
+        tenure = self._tenure
+        if version == tenure.version and (trip := tenure.fault()):
+            self._give_up(tenure, trip)
 
     def report_batch(self, version: str, actions: np.ndarray, ms: float, waited_ms: float = 0.0) -> None:
         """`version` answered a batch with these (n, horizon, joints) finite actions in so long, of which it waited
         for a processor so long: that is not the version's. When the guard trips (see watch.py), the previous
-        version is made live again, as for faults.
-
-        Candidates are compared with how fast live is on this machine now, with its robots asking: what it took when
-        it was tried itself, perhaps on an idle machine, says less."""
-        watch = self._watch
-        if version != self._held.live.policy.version or version != watch.version:
-            return
-        self._paces.append(ms)
-        trip = watch.note(actions, max(0.0, ms - waited_ms))
-        if trip:
-            self._give_up(version, trip)
+        version is made live again, as for faults."""
+        tenure = self._tenure
+        if version == tenure.version and (trip := tenure.batch(actions, ms, waited_ms)):
+            self._give_up(tenure, trip)
 
     # what is held
 
@@ -125,7 +103,7 @@ class Slot:
 
     @property
     def faults(self) -> int:
-        return self._faults
+        return self._tenure.faults
 
     @property
     def retreats(self) -> int:
@@ -135,8 +113,8 @@ class Slot:
     def figures(self) -> dict[str, Any]:
         """What happened to the versions since the start: plain values only."""
         return {
-            "live_for_s": now() - self._since,
-            "faults": self._faults,
+            "live_for_s": now() - self._tenure.since,
+            "faults": self._tenure.faults,
             "promotions": self.promotions,
             "refusals": self.refusals,
             "rollbacks": dict(self.rollbacks),
@@ -157,7 +135,7 @@ class Slot:
             with self._moving:  # before loading: never two candidates in memory
                 self._held, restarts = replace(self._held, staged=None), self._restarts
             try:
-                staged = self._loader.prepare(version, live, self._warm(), self._pace)
+                staged = self._loader.prepare(version, live, self._warm(), self._tenure.pace_ms)
             except (SwapRefused, UnknownVersion) as error:
                 self.refusals += 1
                 raise SwapRefused(str(error)) from error
@@ -177,7 +155,7 @@ class Slot:
         with self._moving:
             if self.store.recall(request_id):
                 return self.store.promote(version, by, request_id)
-            chosen = self._candidate(version)
+            chosen = self._held.candidate(version)
             verdict = chosen.verdict.to_dict()
             started = now()
             change = self._write(version, lambda: self.store.promote(version, by, request_id, verdict))
@@ -218,29 +196,8 @@ class Slot:
 
     # moving
 
-    def _pace(self) -> float:
-        paces = list(self._paces)
-        return median(paces) if paces else 0.0
-
     def _warm(self) -> dict[str, ServedPolicy]:
-        held = self._held
-        loaded = [part for part in (held.live, held.previous, held.staged) if part]
-        policies = [part.root for part in loaded] + [part.policy for part in loaded] + self._pins.policies()
-        return {policy.version: policy for policy in policies if policy}
-
-    def _candidate(self, version: str) -> Loaded:
-        held = self._held
-        if held.staged and held.staged.policy.version == version:
-            if held.staged.verdict.against != held.live.policy.version:
-                raise SwapRefused(
-                    f"{version}: was tried against {held.staged.verdict.against}, which is not live now: stage again"
-                )
-            return held.staged
-        if held.previous and held.previous.policy.version == version:
-            return held.previous
-        raise SwapRefused(
-            f"{version}: {'is live already' if held.live.policy.version == version else 'stage it first'}"
-        )
+        return {policy.version: policy for policy in (*self._held.policies(), *self._pins.policies())}
 
     def _way_back(self) -> Loaded:
         if self._held.previous:
@@ -263,26 +220,17 @@ class Slot:
             return change
 
     def _flip(self, held: Held) -> None:
-        left, answers = self._watch, self._held.live.answers
-        before = left.record(None if answers.golden.is_blank else answers.actions) if held.previous else None
-        watch = self._watcher(held, before)
+        tenure = Tenure(held.live, self.checks, self._tenure.record() if held.previous else None)
         started = now()
-        self._held, self._watch = held, watch
-        self._faults, self._given_up = 0, False
-        self._paces.clear()
+        self._held, self._tenure = held, tenure
         self.flip_ms = (now() - started) * 1000
-        self._since = started
         self._pins.sweep()
 
-    def _watcher(self, held: Held, before: Record | None) -> Watch:
-        policy = held.live.policy
-        return Watch(policy.version, policy.spec, self.checks.guard, before)
-
-    def _give_up(self, version: str, trip: Trip) -> None:
-        if self._given_up:
+    def _give_up(self, tenure: Tenure, trip: Trip) -> None:
+        if tenure.given_up:
             return
-        self._given_up = True
-        self._retreat = threading.Thread(target=self._go_back, args=(version, trip), name="retreat", daemon=True)
+        tenure.given_up = True
+        self._retreat = threading.Thread(target=self._go_back, args=(tenure.version, trip), name="retreat", daemon=True)
         self._retreat.start()
 
     def _go_back(self, version: str, trip: Trip) -> None:
