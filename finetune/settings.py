@@ -35,7 +35,7 @@ class TuneConfig:
     ema: float = 0.99
     evaluate_every: int = 90  # steps
     watched: int = 96  # held-out frames of the new tasks, and of the old ones, at most
-    patience: int | None = None  # evaluations without improvement before it stops; None: all steps
+    patience: int | None = None  # evaluations without gain before it ends, with the best; None: all steps, the last
     seconds: float | None = None  # a cap that may end a run early; None: none
     caching: Caching = "auto"  # K/V of frozen prefixes: auto computes them anew when they would not fit, and says so
     cache_bytes: int = 1 << 30  # the most they may take in memory

@@ -304,7 +304,7 @@ class Trainer:
     def _finish(self, stopped: str, seconds: float) -> None:
         keeper, done = self._keeper, self.done
         step, chosen_by, weights = done, "the last step", None
-        if self.config.patience is not None or stopped == "stage":
+        if (self.config.patience is not None and "new" in self.watched) or stopped == "stage":
             step, chosen_by = keeper.step, "held-out loss and action error, new and old tasks in equal parts"
             weights = keeper.weights if step < done else None
         model, learned = self.learner.finish(weights)
@@ -325,7 +325,7 @@ class Trainer:
 
     def _check_data(self) -> None:
         if self.config.patience is not None and "new" not in self.watched:
-            raise TuningError("patience: expected held-out episodes to watch, got none")
+            self.notes.append("no held-out episodes to watch: all steps are taken, and the last weights kept")
         if self.config.replay > 0 and not self.replayed:
             self.notes.append("nothing to replay: old tasks may be forgotten")
 

@@ -73,8 +73,13 @@ def finetune(
         bool, typer.Option("--attached", help="End when standard input does: whoever started this is gone.")
     ] = False,
     patience: Annotated[
-        int | None, typer.Option(help="Stop after so many evaluations without improvement. Default: all steps.")
-    ] = None,
+        int,
+        typer.Option(
+            min=0,
+            help="Stop after so many evaluations (five a run) in which held-out episodes were not handled better, and "
+            "keep the best weights; 0: take all steps, and keep the last.",
+        ),
+    ] = 3,
     seed: Annotated[int, typer.Option(help="Of batches and noise.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
     nice: Annotated[int, typer.Option(min=0, max=19, help="Lower priority, so that serving comes first.")] = 5,
@@ -139,7 +144,8 @@ def finetune(
         {
             "strategy": strategy, "steps": steps, "batch": batch, "accumulate": accumulate, "recompute": recompute,
             "precision": precision, "cache_bytes": cache_mb * 1_000_000, "lora_rank": lora_rank, "rate": rate,
-            "replay": replay, "fresh": fresh, "patience": patience, "seed": seed, "evaluate_every": max(1, steps // 5),
+            "replay": replay, "fresh": fresh, "patience": patience or None, "seed": seed,
+            "evaluate_every": max(1, steps // 5),
         }
     )  # fmt: skip
     if board is not None:

@@ -12,6 +12,7 @@ import sys
 from hotpolicy.runtime import durable, loader
 from hotpolicy.runtime.config import ServeConfig
 from hotpolicy.runtime.control import Control
+from hotpolicy.runtime.held import Held
 from hotpolicy.runtime.history import History
 from hotpolicy.runtime.loader import load_with
 from hotpolicy.runtime.server import PolicyServer
@@ -23,7 +24,7 @@ MOMENTS = {
     "loading": (loader.Loader, "_load_chain"),
     "verifying": (loader, "ask"),
     "comparing": (loader, "compare"),
-    "staged": (Slot, "_candidate"),
+    "staged": (Held, "candidate"),
     "pointer": (durable, "replace_file"),
     "pointer written": (durable.os, "replace"),
     "history": (History, "append"),
@@ -39,7 +40,9 @@ def main(root: str, endpoint: str, moment: str = "") -> None:
     store = Store(root)
     slot = Slot(store, load_with("echo"))
     if moment:
-        setattr(*MOMENTS[moment], die)
+        where, name = MOMENTS[moment]
+        getattr(where, name)  # still there? A name that nobody calls would kill nothing
+        setattr(where, name, die)
     PolicyServer(ServeConfig(endpoint=endpoint), slot, Control(slot, store)).run()
 
 

@@ -12,62 +12,28 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import yaml
+from classroom import classroom, control, plan, state
 
 from hotpolicy.finetune.dataset import Dataset
-from hotpolicy.launch.nano import SHIPPED
-from hotpolicy.launch.processes import Child
-from hotpolicy.launch.profile import find_profile
 from hotpolicy.runtime.client import ControlClient
 from hotpolicy.runtime.clock import Deadline
 from hotpolicy.runtime.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-PLAN = """\
-robot: {place}/robot.yaml
-folder: {place}/session
-store: {place}/policies
-control: ipc://{place}/s.control
-tasks: [hover over the red cube, hover over the blue cube]
-rounds: 1
-episodes: 8
-tries: 2
-promote: auto
-tuning: {{ steps: 30, save_every: 0.1 }}
-gate: {{ trials: 0, old_error: 1000 }}
-"""
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Path]:
-    """A virtual arm and a server that outlive the session."""
-    profile = yaml.safe_load(find_profile("virtual_so101").read_text())
-    profile["arm"]["port"] = str(tmp_path / "arm")
-    profile["arm"]["calibration"] = str(find_profile("virtual_so101").parent / profile["arm"]["calibration"])
-    profile["world"] = f"ipc://{tmp_path}/world"
-    profile["server"] = {"endpoint": f"ipc://{tmp_path}/s", "control": f"ipc://{tmp_path}/s.control"}
-    (tmp_path / "robot.yaml").write_text(yaml.safe_dump(profile, sort_keys=False))
-    (tmp_path / "plan.yaml").write_text(PLAN.format(place=tmp_path))
-    Store(tmp_path / "policies").add(SHIPPED)
-    serving = ["serve", "--store", str(tmp_path / "policies"), "--endpoint", f"ipc://{tmp_path}/s"]
-    with (
-        Child("arm", ["virtual-arm", "--robot", str(tmp_path / "robot.yaml")], tmp_path / "arm.log") as arm,
-        Child("server", serving, tmp_path / "server.log") as server,
-    ):
-        arm.wait_ready()
-        server.wait_ready()
+    """An arm and a server that outlive the session."""
+    with classroom(tmp_path):
+        plan(tmp_path, tasks=["hover over the red cube"], episodes=3, tuning={"steps": 12, "save_every": 0.1})
         yield tmp_path
 
 
 def begin(place: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "hotpolicy.launch.cli", "session", str(place / "plan.yaml"), *options]
+    command = [sys.executable, "-m", "hotpolicy.launch.cli", "session", str(place / "session.yaml"), *options]
     with (place / "session.log").open("a") as log:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, text=True)
-
-
-def state(place: Path) -> dict[str, object]:
-    path = place / "session" / "session.json"
-    return json.loads(path.read_text()) if path.exists() else {"phase": "idle", "rounds": []}
 
 
 def sealed(place: Path) -> int:
@@ -106,9 +72,9 @@ def test_killed_at_every_stage(place: Path) -> None:
     """The session in the first demonstrations, while tuning, and while the new version is tried; then, in a second
     round, the tuning process alone."""
     moments: list[Callable[[], object]] = [
-        lambda: sealed(place) >= 2,
-        lambda: state(place)["phase"] == "tuning" and training(place),
-        lambda: any(entry["tries"] == 1 for entry in state(place)["rounds"]),  # type: ignore[attr-defined]
+        lambda: sealed(place) >= 1,
+        lambda: state(place / "session")["phase"] == "tuning" and training(place),
+        lambda: any(entry["tries"] == 1 for entry in state(place / "session")["rounds"]),
     ]
     before = 0
     for moment in moments:
@@ -123,20 +89,19 @@ def test_killed_at_every_stage(place: Path) -> None:
             assert not alone.passed()
             time.sleep(0.1)
     process = begin(place, "--rounds", "2")
-    until(lambda: state(place)["phase"] == "tuning" and tuners(place), process)
+    until(lambda: state(place / "session")["phase"] == "tuning" and tuners(place), process)
     os.kill(tuners(place)[0], signal.SIGKILL)
     assert process.wait(timeout=200) == 0, (place / "session.log").read_text()
 
-    rounds = state(place)["rounds"]
-    assert isinstance(rounds, list)
+    rounds = state(place / "session")["rounds"]
     assert [(entry["number"], entry["outcome"], entry["tries"]) for entry in rounds] == [(1, "live", 2), (2, "live", 2)]
-    with ControlClient(f"ipc://{place}/s.control") as control:
-        assert control.status()["live"] == rounds[1]["version"]
-        promoted = [change["version"] for change in control.history()["changes"] if change["action"] == "promote"]
+    with ControlClient(control(place)) as client:
+        assert client.status()["live"] == rounds[1]["version"]
+        promoted = [change["version"] for change in client.history()["changes"] if change["action"] == "promote"]
     assert promoted == [entry["version"] for entry in rounds]  # each once
     dataset = Dataset.open(place / "session" / "dataset")
     dataset.verify()
-    assert len(dataset) == 16
+    assert len(dataset) == 6
     store = Store(place / "policies")
     assert [bundle.id for bundle in store.chain(rounds[1]["version"])][1:] == promoted
     learned = store.open(rounds[1]["version"]).manifest.provenance
