@@ -19,7 +19,8 @@ _BLOCK = re.compile(r"^(.*\.\d+(?:\.(?:self_attn|mlp))?)\.")
 
 
 def ranges(engine: TorchEngine, batches: Sequence[Batch], weights: Collection[str]) -> dict[str, Range]:
-    """Weight -> the least and the most that it is multiplied with in these frames."""
+    """Weight -> the least and the most that it is multiplied with in these frames. Of an engine that is not traced: in
+    one call no layer can be watched."""
     found: dict[str, Range] = {}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

@@ -136,8 +136,9 @@ class _Job:
 
 
 def _reference(chain: Sequence[Bundle], tensors: Mapping[str, np.ndarray]) -> TorchEngine:
-    """Widened to fp32, whatever the version is kept in: the graphs are compared with what its numbers mean."""
-    exact = TorchOptions(device="cpu", dtype="fp32")
+    """Widened to fp32, whatever the version is kept in: the graphs are compared with what its numbers mean. Not
+    traced: layers are watched and rounded meanwhile (calibration.py)."""
+    exact = TorchOptions(device="cpu", dtype="fp32", traced=False)
     return TorchEngine(build_model(chain[-1].manifest.model, tensors_from_numpy(tensors)), exact)
 
 

@@ -106,7 +106,7 @@ def _trace(model: Vla, given: Inputs) -> Traced | None:
             warnings.simplefilter("error", torch.jit.TracerWarning)  # something of the example would become a constant
             of_time = torch.jit.trace(schedule, (weights,), check_trace=False) if moments else None
             return Traced(of_time, torch.jit.trace(chunk, (weights, moments, given), check_trace=False))
-    except (torch.jit.TracerWarning, RuntimeError, TypeError) as error:
+    except (torch.jit.TracerWarning, RuntimeError, SystemError, TypeError) as error:  # System: a warning raised in C
         log.warning("%s is computed operation by operation: torch cannot trace it: %s", model.family, error)
         return None
     finally:
