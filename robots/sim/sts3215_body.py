@@ -8,10 +8,11 @@ world does not notice, as on a real arm.
 from __future__ import annotations
 
 from hotpolicy.robots.servo.registers import BAUD_RATES, SRAM_START, STS3215
+from hotpolicy.robots.sim.body import Body
 from hotpolicy.robots.sim.motor import Motor
 
 MEMORY = 128  # bytes of control table
-ID, TORQUE_AT, STATUS_AT = (STS3215[name].address for name in ("id", "torque", "status"))
+TORQUE_AT, STATUS_AT = (STS3215[name].address for name in ("torque", "status"))
 TORQUE_ON = 1
 VOLTAGE, OVERHEAT, OVERCURRENT, OVERLOAD = 1 << 0, 1 << 2, 1 << 3, 1 << 5  # error bits
 TOP_SPEED = 3400.0  # ticks/s without load, 50 turns a minute
@@ -20,12 +21,14 @@ ACCELERATION_UNIT = 100.0  # ticks/s^2
 NO_RAMP = 254  # the quickest ramp, which no motor with an arm on it can follow anyway
 
 
-class Sts3215Body:
+class Sts3215Body(Body):
     """The memory of one servo, and what time does to it.
 
     `goal_on_torque="stale"`: torque on drives to whatever the goal register holds. `"present"`: the firmware first
     takes the present position as goal. Both have been reported; a driver must be safe with either.
     """
+
+    TABLE, RATES = STS3215, BAUD_RATES
 
     def __init__(
         self,
@@ -55,33 +58,6 @@ class Sts3215Body:
         self.poke("goal_position", self.peek("present_position"))
 
     @property
-    def id(self) -> int:
-        return self.memory[ID]
-
-    @property
-    def baud(self) -> int:
-        return BAUD_RATES.get(self.peek("baud_rate"), 0)  # 0: deaf at every rate
-
-    @property
-    def return_delay_s(self) -> float:
-        return self.peek("return_delay") * 2e-6
-
-    def peek(self, name: str) -> int:
-        register = STS3215[name]
-        return register.decode(bytes(self.memory[register.address : register.address + register.size]))
-
-    def poke(self, name: str, value: int) -> None:
-        """Change a register from inside the servo: read-only ones too, and without side effects."""
-        register = STS3215[name]
-        self.memory[register.address : register.address + register.size] = register.encode(value)
-
-    # What the world sees ------------------------------------------------------------------------------------------
-
-    @property
-    def torque(self) -> bool:
-        return self.memory[TORQUE_AT] == TORQUE_ON
-
-    @property
     def goal_ticks(self) -> float | None:
         """Where the servo drives to now, or None when it is released. The limits clamp it, as in the real one, while
         the goal register keeps what was written. On the way with a speed or a ramp it is where the servo should be."""
@@ -102,15 +78,6 @@ class Sts3215Body:
         allowed = min(self.peek("torque_limit"), self.peek("max_torque")) / 1000
         return min(allowed, self.peek("protective_torque") / 100) if self._tripped else allowed
 
-    @property
-    def present_ticks(self) -> float:
-        return self._present
-
-    @present_ticks.setter
-    def present_ticks(self, ticks: float) -> None:
-        self._present = float(ticks)
-        self._show_position()
-
     def place(self, ticks: float) -> None:
         """Stand elsewhere without having moved there."""
         self.present_ticks = self._was = ticks
@@ -129,12 +96,6 @@ class Sts3215Body:
         """Its protection trips now: an error bit and reduced torque, until torque is switched off."""
         self._tripped = True
         self.errors |= OVERLOAD
-
-    def advance(self, max_ticks: float) -> None:
-        """Go towards the goal by at most `max_ticks`, at once and without effort."""
-        goal = self.goal_ticks
-        if goal is not None:
-            self.present_ticks += min(max(goal - self.present_ticks, -max_ticks), max_ticks)
 
     def live(self, dt: float, load: float | None = None) -> None:
         """Let `dt` seconds pass. `load` is what a world makes the motor bear (-1..1 of its strength), and the world

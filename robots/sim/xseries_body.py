@@ -19,21 +19,24 @@ from hotpolicy.robots.servo.dynamixel_registers import (
     Mode,
 )
 from hotpolicy.robots.servo.registers import RESOLUTION
+from hotpolicy.robots.sim.body import Body
 from hotpolicy.runtime.clock import now
 
 MEMORY = 256  # bytes of control table
 OVERLOAD = 1 << 5  # bit of hardware_error
-ID, WATCHDOG = XSERIES["id"].address, XSERIES["bus_watchdog"].address
+WATCHDOG = XSERIES["bus_watchdog"].address
 TRIPPED = WATCHDOG_TRIPPED & 0xFF  # as it lies in memory
 POSITION_MODES = (Mode.POSITION, Mode.EXTENDED, Mode.CURRENT_POSITION)
 
 
-class XSeriesBody:
+class XSeriesBody(Body):
     """The memory of one servo and how a world sees it.
 
     `goal_on_torque`: as for VirtualServo, what torque on makes of a goal from before. `fast`: its firmware knows fast
     sync reads. A servo whose shutdown has tripped refuses torque until it is rebooted.
     """
+
+    TABLE, RATES = XSERIES, BAUD_RATES
 
     def __init__(
         self,
@@ -68,34 +71,6 @@ class XSeriesBody:
         self.poke("goal_position", self.peek("present_position"))
 
     @property
-    def id(self) -> int:
-        return self.memory[ID]
-
-    @property
-    def baud(self) -> int:
-        return BAUD_RATES.get(self.peek("baud_rate"), 0)  # 0: deaf at every rate
-
-    @property
-    def return_delay_s(self) -> float:
-        return self.peek("return_delay") * 2e-6
-
-    def peek(self, name: str) -> int:
-        register = XSERIES[name]
-        raw = self.memory[register.address : register.address + register.size]
-        return int.from_bytes(raw, "little", signed=register.signed)
-
-    def poke(self, name: str, value: int) -> None:
-        """Change a register from inside the servo: read-only ones too, and without side effects."""
-        register = XSERIES[name]
-        self.memory[register.address : register.address + register.size] = register.encode(value)
-
-    # What the world sees ----------------------------------------------------------------------------------------------
-
-    @property
-    def torque(self) -> bool:
-        return self.memory[XSERIES["torque"].address] == 1
-
-    @property
     def goal_ticks(self) -> float | None:
         """Where the servo drives to, or None when it is released. After the watchdog it stays where it stopped."""
         if not self.torque:
@@ -108,15 +83,6 @@ class XSeriesBody:
         actual = (self.peek("goal_position") - self.peek("position_offset")) * self._sign - self._turned
         sign, offset = self._frame
         return float(actual * sign + offset)
-
-    @property
-    def present_ticks(self) -> float:
-        return self._present
-
-    @present_ticks.setter
-    def present_ticks(self, ticks: float) -> None:
-        self._present = float(ticks)
-        self._show_position()
 
     @property
     def errors(self) -> int:
@@ -137,12 +103,6 @@ class XSeriesBody:
     def overload(self) -> None:
         """Its protection trips now: torque off, until it is rebooted."""
         self.errors |= OVERLOAD
-
-    def advance(self, max_ticks: float) -> None:
-        """Physics for those who have no world: go towards the goal by at most `max_ticks`."""
-        goal = self.goal_ticks
-        if goal is not None:
-            self.present_ticks += min(max(goal - self.present_ticks, -max_ticks), max_ticks)
 
     def power_cycle(self) -> None:
         """EEPROM as it was, everything else as at switch-on: torque off, no fault, turns forgotten."""
