@@ -141,6 +141,14 @@ class Learner:
             state |= {f"{field}/{name}": value for field, value in self._optimiser.state[parameter].items()}
         return state | {f"averages/{name}": value for name, value in self.averages().items()}
 
+    def gather(self, parts: Mapping[str, Tensor]) -> State:
+        """Whole, as it is saved: here everything is."""
+        return dict(parts)
+
+    def scatter(self, state: Mapping[str, Tensor]) -> State:
+        """What was saved, as this process holds it."""
+        return dict(state)
+
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """After the same stages were entered. Raises TuningError for a state of other parameters."""
         self._restore(state, self.averaged.state_dict())

@@ -183,7 +183,7 @@ class Trainer:
         }
         tensors = {"random": self._random.get_state()}
         tensors |= {f"learner/{name}": value for name, value in self.learner.state().items()}
-        kept = self._cut.gather(self._keeper.weights) if self._cut else self._keeper.weights
+        kept = self.learner.gather(self._keeper.weights)
         tensors |= {f"kept/{name}": value for name, value in kept.items()}
         return Snapshot(facts, tensors)
 
@@ -197,8 +197,7 @@ class Trainer:
             self.curves.train = list(facts["train"])
             self.curves.evaluations = [Evaluation.read(data) for data in facts["evaluations"]]
             first = self.curves.evaluations[0]
-            kept = _under("kept/", tensors)
-            kept = self._cut.scatter(kept) if self._cut else kept
+            kept = self.learner.scatter(_under("kept/", tensors))
             self._keeper = Keeper(self.config.patience, self._keeps, first, weights=kept, **facts["keeper"])
             self.done, self._seconds, notes = snapshot.step, facts["seconds"], list(facts["notes"])
         except (KeyError, IndexError, TypeError, ValueError) as error:
