@@ -128,10 +128,10 @@ def of_torch(engine: TorchEngine, batch: Batch) -> dict[str, Callable[[], object
     seen = [torch.from_numpy(getattr(batch, name)) for name in ("images", "image_mask", "tokens", "token_mask")]
     state, noise = torch.from_numpy(batch.state), torch.from_numpy(batch.noise)
     guarded = torch.inference_mode()
-    prefix = guarded(model.prefix)(*seen)
+    prefix, schedule = guarded(model.prefix)(*seen), guarded(model.schedule)()
     return {
         "prefix": lambda: guarded(model.prefix)(*seen),
-        "step": lambda: guarded(model.flow)(prefix, state, noise, engine.schedule),
+        "step": lambda: guarded(model.flow)(prefix, state, noise, schedule),
         "whole": lambda: engine.infer(batch),
     }
 

@@ -56,7 +56,7 @@ def flows(base: Bundle, onnx: OnnxEngine, bare: OnnxEngine, rows: int) -> dict[s
     batch = made_up_batch(transforms, config.vision.image_size, config.vocabulary, rows)
     seen = {name: getattr(batch, name) for name in ("images", "image_mask", "tokens", "token_mask")}
     prefix = model.prefix(*map(torch.from_numpy, seen.values()))
-    given = (prefix, torch.from_numpy(batch.state), torch.from_numpy(batch.noise), engine.schedule)
+    given = (prefix, torch.from_numpy(batch.state), torch.from_numpy(batch.noise), model.schedule())
     steps = np.array(config.steps)
     fed = {**onnx.prefix.run(seen), "state": batch.state, "noise": batch.noise, "steps": steps}
     none, guidance = Guidance.none(*batch.noise.shape).arrays(), promised(batch.noise).arrays()

@@ -83,7 +83,7 @@ def serve(
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(help="Threads of one inference. Default: 1; for a torch model of 50 M parameters, one per core."),
+        typer.Option(help="Threads of one inference. Default: 1; from 50 M parameters on, one per core."),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="Where torch computes: auto, cpu, cuda. Default: auto, CUDA where there is one.")

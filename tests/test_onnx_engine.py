@@ -19,6 +19,7 @@ from random_policy import TINY, golden_of, head_only, seal_delta, seal_random, t
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.certificate import made_up_batch
 from hotpolicy.runtime.client import ControlClient, PolicyClient
+from hotpolicy.runtime.engine import processor
 from hotpolicy.runtime.engine.onnx_engine import OnnxEngine
 from hotpolicy.runtime.engine.onnx_provider import OnnxOptions
 from hotpolicy.runtime.engine.torch_engine import TorchEngine
@@ -197,12 +198,25 @@ def test_unusable_providers_and_inputs_are_named(exported) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_large_export_is_computed_by_all_cores(exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    def threads(options: OnnxOptions | None = None) -> tuple[int, int]:
+        engine = OnnxEngine.open(exported, options)
+        return engine.prefix.threads, engine.head.threads
+
+    assert threads() == (1, 1)
+    monkeypatch.setattr(processor, "SMALL", 10)
+    monkeypatch.setattr(processor, "cores", lambda: 2)
+    assert threads() == (2, 2)
+    assert threads(OnnxOptions(threads=3)) == (3, 3)
+
+
 def test_serving_an_export_needs_neither_torch_nor_onnx(exported, base, tmp_path) -> None:
     delta = seal_delta(tmp_path, base, head_only)
     code = f"""
 import sys
 sys.modules["torch"] = sys.modules["onnx"] = None  # importing them would fail
 from hotpolicy.runtime.bundle import Bundle
+from hotpolicy.runtime.engine import processor
 from hotpolicy.runtime.engine.onnx_engine import OnnxEngine
 from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.policy import Policy

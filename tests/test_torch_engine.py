@@ -25,7 +25,7 @@ from random_policy import (
 
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.chain import resolve
-from hotpolicy.runtime.engine import Batch, torch_place
+from hotpolicy.runtime.engine import Batch, processor, torch_place
 from hotpolicy.runtime.engine.torch_engine import TorchEngine, even
 from hotpolicy.runtime.engine.torch_graphs import MOST, Recordings
 from hotpolicy.runtime.engine.torch_place import Place, TorchOptions
@@ -99,8 +99,8 @@ def test_precision_by_device(
 
 def test_a_large_model_gets_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Place.choose(TorchOptions(device="cpu"), model_of(TINY)).threads == 1
-    monkeypatch.setattr(torch_place, "SMALL", 10)
-    monkeypatch.setattr(torch_place, "cores", lambda: 5)
+    monkeypatch.setattr(processor, "SMALL", 10)
+    monkeypatch.setattr(processor, "cores", lambda: 5)
     assert Place.choose(TorchOptions(device="cpu"), model_of(TINY)).threads == 5
     assert Place.choose(TorchOptions(device="cpu", threads=3), model_of(TINY)).threads == 3
 

@@ -70,7 +70,7 @@ PROVIDERS = {
 @dataclass(frozen=True, slots=True)
 class OnnxOptions:
     provider: str | None = None  # of PROVIDERS; None: the first that is there
-    threads: int = 1  # per operation; one is the fastest for a nano policy beside a busy robot
+    threads: int | None = None  # of one inference on the CPU; None: one for a small model, else one per core
     cache: Path | str | None = None  # folder for what a provider compiled; None: it compiles at every start and swap
 
     def chosen(self) -> Provider:

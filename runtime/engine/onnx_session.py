@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 
 from hotpolicy.runtime.engine.onnx_provider import OnnxOptions, Shapes, provider_options, this_machine
-from hotpolicy.runtime.engine.processor import overflows_int8
+from hotpolicy.runtime.engine.processor import overflows_int8, threads_for
 from hotpolicy.runtime.errors import BundleError, ConfigError, EngineFault
 from hotpolicy.runtime.exported import Exported, GraphName
 from hotpolicy.runtime.manifest import TensorInfo, canonical
@@ -49,7 +50,8 @@ class Session:
             Path(options.cache) if options.cache is not None else None,
             this_machine(provider),
         )
-        settings = _settings(options, exported.precision)
+        self.threads = options.threads or threads_for(sum(math.prod(info.shape) for info in tensors.values()))
+        settings = _settings(self.threads, exported.precision)
         self._held = _encoded(exported, graph, changed)  # ONNX Runtime reads them where they are
         if self._held:
             values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._held.values()]
@@ -117,9 +119,9 @@ def _encoded(exported: Exported, graph: GraphName, changed: Mapping[str, np.ndar
     return found
 
 
-def _settings(options: OnnxOptions, precision: str) -> ort.SessionOptions:
+def _settings(threads: int, precision: str) -> ort.SessionOptions:
     settings = ort.SessionOptions()
-    settings.intra_op_num_threads = options.threads
+    settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
     # a thread that spins for its next operation takes the core from the robot's loop and from tuning
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -1,11 +1,29 @@
-"""What this computer's processor cannot do, as far as an engine has to know."""
+"""What this computer's processor has and what it cannot do, as far as an engine has to know."""
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from pathlib import Path
 
 FACTS = Path("/proc/cpuinfo")
+# Parameters; below this one thread, above it one per core. In torch two threads took 3.1 times as long as one at 1.2 M,
+# and 0.60 times at 271 M; nothing between was measured (bench/RESULTS.md).
+SMALL = 50_000_000
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def is_small(parameters: int) -> bool:
+    return parameters < SMALL
+
+
+def threads_for(parameters: int) -> int:
+    """How many threads one inference of a model with so many parameters is computed with, unless somebody asks."""
+    return 1 if is_small(parameters) else cores()
 
 
 @lru_cache(maxsize=1)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from hotpolicy.runtime.engine.processor import is_small, threads_for
 from hotpolicy.runtime.errors import ConfigError
 from hotpolicy.runtime.model.vla import Vla
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
-# Parameters; below this one thread, above it one per core. Two threads took 3.1 times as long as one at 1.2 M, and 0.60
-# times at 271 M; nothing between was measured (bench/RESULTS.md).
-SMALL = 50_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +54,9 @@ class Place:
         if dtype is None:
             fitting = device.type == "cuda" or (_stored_bf16(model) and native_bf16())
             dtype = torch.bfloat16 if fitting else torch.float32
-        traced = options.traced and device.type == "cpu" and _small(model)
-        return cls(device, dtype, options.threads or (1 if _small(model) else cores()), traced)
+        parameters = sum(p.numel() for p in model.parameters())
+        traced = options.traced and device.type == "cpu" and is_small(parameters)
+        return cls(device, dtype, options.threads or threads_for(parameters), traced)
 
     def settle(self, model: Vla) -> Vla:
         """The model here: itself, where all of its weights are here already, or a twin that shares those that are."""
@@ -86,12 +84,3 @@ def native_bf16() -> bool:
 def _stored_bf16(model: Vla) -> bool:
     stored = sum(p.numel() for p in model.parameters() if p.dtype == torch.bfloat16)
     return 2 * stored > sum(p.numel() for p in model.parameters())
-
-
-def _small(model: Vla) -> bool:
-    return sum(p.numel() for p in model.parameters()) < SMALL
-
-
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
