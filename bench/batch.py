@@ -24,12 +24,12 @@ import numpy as np
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.client import PolicyClient
 from hotpolicy.runtime.config import ServeConfig
-from hotpolicy.runtime.control import Control
-from hotpolicy.runtime.golden import Golden
-from hotpolicy.runtime.loader import load_with
 from hotpolicy.runtime.server import PolicyServer
+from hotpolicy.runtime.serving.control import Control
 from hotpolicy.runtime.slot import Slot
 from hotpolicy.runtime.store import Store
+from hotpolicy.runtime.versions.golden import Golden
+from hotpolicy.runtime.versions.loader import load_with
 
 NANO = Path(__file__).parents[1] / "launch" / "assets" / "nano"
 CONTEXT = multiprocessing.get_context("spawn")

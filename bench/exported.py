@@ -23,7 +23,6 @@ from middle import middle, seal_middle
 from hotpolicy.launch.machine import describe_machine
 from hotpolicy.launch.nano import SHIPPED
 from hotpolicy.runtime.bundle import Bundle, seal
-from hotpolicy.runtime.certificate import golden_batch, rows
 from hotpolicy.runtime.clock import now
 from hotpolicy.runtime.engine import Batch
 from hotpolicy.runtime.engine.compact import compact
@@ -31,10 +30,11 @@ from hotpolicy.runtime.engine.onnx_engine import OnnxEngine
 from hotpolicy.runtime.engine.onnx_provider import OnnxOptions
 from hotpolicy.runtime.engine.torch_engine import TorchEngine
 from hotpolicy.runtime.export import export
-from hotpolicy.runtime.exported import Exported
-from hotpolicy.runtime.golden import Golden
-from hotpolicy.runtime.quantise import BOUNDS
+from hotpolicy.runtime.graphs.certificate import golden_batch, rows
+from hotpolicy.runtime.graphs.exported import Exported
+from hotpolicy.runtime.graphs.quantise import BOUNDS
 from hotpolicy.runtime.transforms import Transforms
+from hotpolicy.runtime.versions.golden import Golden
 
 HEAD = ("expert", "action_", "state_proj", "time_mlp", "step_embedding")
 BATCHES = {"nano": (1, 4), "middle": (1,)}

@@ -29,7 +29,7 @@ from typing import Any
 
 from hovering import record_hovering
 
-from hotpolicy.finetune.layout import INFO, WORK
+from hotpolicy.finetune.storage.layout import INFO, WORK
 from hotpolicy.launch.nano import SHIPPED
 from hotpolicy.launch.rollouts import Score, rollout
 from hotpolicy.robots.sim.tasks import Task
@@ -37,15 +37,15 @@ from hotpolicy.runtime.bundle import Bundle, seal_verdict
 from hotpolicy.runtime.client import ControlClient, PolicyClient
 from hotpolicy.runtime.clock import Rate, now
 from hotpolicy.runtime.config import ServeConfig
-from hotpolicy.runtime.control import Control
 from hotpolicy.runtime.errors import HotpolicyError, SwapRefused
-from hotpolicy.runtime.golden import Golden
-from hotpolicy.runtime.loader import load_with
 from hotpolicy.runtime.messages import Observation
 from hotpolicy.runtime.policy import load_policy
 from hotpolicy.runtime.server import PolicyServer
+from hotpolicy.runtime.serving.control import Control
 from hotpolicy.runtime.slot import Slot
 from hotpolicy.runtime.store import Store
+from hotpolicy.runtime.versions.golden import Golden
+from hotpolicy.runtime.versions.loader import load_with
 
 RATE_HZ = 4.0  # chunks that each robot asks for
 EPISODE = 10  # of them to an episode

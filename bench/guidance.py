@@ -25,11 +25,11 @@ import torch
 from hotpolicy.launch.nano import SHIPPED
 from hotpolicy.runtime import rtc
 from hotpolicy.runtime.bundle import Bundle
-from hotpolicy.runtime.certificate import made_up_batch
 from hotpolicy.runtime.engine import Guidance
 from hotpolicy.runtime.engine.onnx_engine import OnnxEngine
 from hotpolicy.runtime.engine.torch_engine import TorchEngine
 from hotpolicy.runtime.export import export
+from hotpolicy.runtime.graphs.certificate import made_up_batch
 from hotpolicy.runtime.model import pi0_graph
 from hotpolicy.runtime.model.guided import Promise
 from hotpolicy.runtime.transforms import Transforms

@@ -18,10 +18,10 @@ import numpy as np
 
 from hotpolicy.finetune.dataset import Dataset
 from hotpolicy.finetune.episodes import Episode
-from hotpolicy.finetune.images import VideoWriter
-from hotpolicy.finetune.inspection import check
 from hotpolicy.finetune.recorder import Recorder
-from hotpolicy.finetune.repair import carry_out, plan
+from hotpolicy.finetune.storage.images import VideoWriter
+from hotpolicy.finetune.storage.inspection import check
+from hotpolicy.finetune.storage.repair import carry_out, plan
 from hotpolicy.runtime.messages import CameraSpec, Joint, RobotSpec
 
 LONGEST_S = 1.2  # from being ready to the kill
@@ -63,7 +63,7 @@ def write(root: Path, slow: bool) -> None:
     """The process that is killed."""
     encode = VideoWriter.add
     if slow:
-        from hotpolicy.finetune import take
+        from hotpolicy.finetune.storage import take
 
         def add(writer: VideoWriter, image: np.ndarray) -> None:
             time.sleep(0.01)

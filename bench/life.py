@@ -27,17 +27,17 @@ from hotpolicy.launch.processes import Child
 from hotpolicy.launch.versions import SHIPPED
 from hotpolicy.runtime.client import PolicyClient
 from hotpolicy.runtime.config import ServeConfig
-from hotpolicy.runtime.control import Control
 from hotpolicy.runtime.engine.echo_engine import seal_echo
 from hotpolicy.runtime.errors import EngineFault, ServeError
-from hotpolicy.runtime.golden import FILE, Golden
-from hotpolicy.runtime.loader import load_with
 from hotpolicy.runtime.messages import Joint, Observation, RobotSpec
-from hotpolicy.runtime.run_queue import RunQueue
 from hotpolicy.runtime.server import PolicyServer
+from hotpolicy.runtime.serving.control import Control
+from hotpolicy.runtime.serving.run_queue import RunQueue
 from hotpolicy.runtime.slot import Slot
 from hotpolicy.runtime.store import Store
-from hotpolicy.runtime.watch import WINDOW, WINDOWS, Guard, Pace, Record, Watch
+from hotpolicy.runtime.versions.golden import FILE, Golden
+from hotpolicy.runtime.versions.loader import load_with
+from hotpolicy.runtime.versions.watch import WINDOW, WINDOWS, Guard, Pace, Record, Watch
 
 TRIALS = 7
 PERIOD_S = 0.05

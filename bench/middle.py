@@ -33,11 +33,11 @@ def seal_middle(folder: Path, config: Pi0Config, seed: int = 0, frames: int = 2)
     import torch
 
     from hotpolicy.runtime.bundle import seal
-    from hotpolicy.runtime.golden import FILE, Golden
     from hotpolicy.runtime.messages import CameraSpec, Joint, RobotSpec
     from hotpolicy.runtime.tokenizer import WordTokenizer
     from hotpolicy.runtime.transforms import Normalise, Relative, Transforms
     from hotpolicy.runtime.transforms.images import ImageSlots
+    from hotpolicy.runtime.versions.golden import FILE, Golden
 
     torch.manual_seed(seed)
     with torch.no_grad():

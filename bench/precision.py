@@ -31,8 +31,8 @@ from hotpolicy.runtime.engine import Engine
 from hotpolicy.runtime.engine.onnx_engine import OnnxEngine
 from hotpolicy.runtime.engine.torch_engine import TorchEngine
 from hotpolicy.runtime.export import export
+from hotpolicy.runtime.graphs.quantise import BOUNDS
 from hotpolicy.runtime.policy import Policy
-from hotpolicy.runtime.quantise import BOUNDS
 
 SEED = 600_000_000  # scenes that no demonstration, gate or examination uses
 ARMS = 2

@@ -14,7 +14,7 @@ import torch
 
 from hotpolicy.runtime.model.pi0 import Pi0, Pi0Config
 from hotpolicy.runtime.model.weights import Depths, parameters
-from hotpolicy.runtime.tensor_writer import write_tensors
+from hotpolicy.runtime.versions.tensor_writer import write_tensors
 
 JOINTS = 6  # of the robot it was "trained" on
 SIGN_AND_FRACTION, EXPONENT = np.uint16(0x81FF), np.uint16(0x3C00)  # of bf16: numbers from 2**-7 to 2**-3

@@ -27,9 +27,9 @@ from typing import Any
 
 import numpy as np
 
-from hotpolicy.finetune import layout
 from hotpolicy.finetune.dataset import Dataset
 from hotpolicy.finetune.recorder import Recorder
+from hotpolicy.finetune.storage import layout
 from hotpolicy.robots.feed import Feed
 from hotpolicy.robots.limits import LimitedArm, Limits
 from hotpolicy.robots.loop import ControlLoop

@@ -39,12 +39,12 @@ from hotpolicy.robots.sources import PolicySource, Wish
 from hotpolicy.runtime.chunks import ChunkBuffer, Guiding
 from hotpolicy.runtime.client import PolicyClient
 from hotpolicy.runtime.config import ServeConfig
-from hotpolicy.runtime.control import Control
 from hotpolicy.runtime.engine.torch_engine import TorchEngine
-from hotpolicy.runtime.epochs import Guide
 from hotpolicy.runtime.messages import ActionChunk, Observation, Step
 from hotpolicy.runtime.policy import Policy
 from hotpolicy.runtime.server import PolicyServer
+from hotpolicy.runtime.serving.control import Control
+from hotpolicy.runtime.serving.epochs import Guide
 from hotpolicy.runtime.slot import Slot
 from hotpolicy.runtime.store import Store
 

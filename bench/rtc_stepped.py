@@ -21,9 +21,9 @@ from hotpolicy.robots.sim.tasks import Task
 from hotpolicy.robots.sim.world import World
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.chunks import ChunkBuffer
-from hotpolicy.runtime.epochs import Epochs
 from hotpolicy.runtime.messages import ActionChunk, InferRequest, Observation, Rtc, Step
 from hotpolicy.runtime.policy import Policy, load_policy
+from hotpolicy.runtime.serving.epochs import Epochs
 
 ROBOT = (b"", "robot")
 

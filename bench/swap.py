@@ -29,18 +29,18 @@ from typing import Any
 import numpy as np
 
 from hotpolicy.runtime.bundle import Bundle, seal
-from hotpolicy.runtime.checks import Checks
 from hotpolicy.runtime.client import ControlClient, PolicyClient
 from hotpolicy.runtime.config import ServeConfig
-from hotpolicy.runtime.control import Control
 from hotpolicy.runtime.engine.echo_engine import SPEC, seal_echo
 from hotpolicy.runtime.errors import HotpolicyError, ServerLost
-from hotpolicy.runtime.golden import Golden
-from hotpolicy.runtime.loader import load_with
 from hotpolicy.runtime.messages import Observation
 from hotpolicy.runtime.server import PolicyServer
+from hotpolicy.runtime.serving.control import Control
 from hotpolicy.runtime.slot import Slot
 from hotpolicy.runtime.store import Store
+from hotpolicy.runtime.versions.checks import Checks
+from hotpolicy.runtime.versions.golden import Golden
+from hotpolicy.runtime.versions.loader import load_with
 
 VERSIONS = 8  # candidates, in turn: none is live or previous when its turn comes, so each swap loads
 HEAD = ("expert", "action_", "state_proj", "step_embedding")  # what head-only tuning changes in a pi0

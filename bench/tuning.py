@@ -30,12 +30,12 @@ from hotpolicy.finetune.settings import TuneConfig
 from hotpolicy.finetune.trainer import Progress, Trainer
 from hotpolicy.launch.nano import SHIPPED
 from hotpolicy.runtime.bundle import Bundle
-from hotpolicy.runtime.chain import resolve
 from hotpolicy.runtime.engine.torch_weights import build_model, tensors_from_numpy
 from hotpolicy.runtime.messages import RobotSpec
 from hotpolicy.runtime.model.pi0 import Pi0
 from hotpolicy.runtime.model.vla import Vla
 from hotpolicy.runtime.transforms import Transforms
+from hotpolicy.runtime.versions.chain import resolve
 
 SUBJECTS = {
     "heads, cached prefixes": TuneConfig(strategy="heads"),

@@ -14,8 +14,8 @@ from hotpolicy.finetune.replay import FILE, extend, rehearsal_bytes
 from hotpolicy.finetune.settings import TuneConfig
 from hotpolicy.finetune.trainer import Outcome
 from hotpolicy.runtime.bundle import Bundle, seal
-from hotpolicy.runtime.chain import resolve
 from hotpolicy.runtime.engine.torch_weights import tensor_to_numpy
+from hotpolicy.runtime.versions.chain import resolve
 
 REHEARSED = 60  # frames of each new task that later runs will replay
 

@@ -14,13 +14,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hotpolicy.finetune import layout
-from hotpolicy.finetune.catalog import EpisodeInfo, camera_columns, check_files, joint_names, load_episodes, load_stats
 from hotpolicy.finetune.episodes import Episode
-from hotpolicy.finetune.images import read_video
-from hotpolicy.finetune.layout import Info
-from hotpolicy.finetune.rows import embedded, load_rows, numbers
-from hotpolicy.finetune.stats import Stats
+from hotpolicy.finetune.storage import layout
+from hotpolicy.finetune.storage.catalog import (
+    EpisodeInfo,
+    camera_columns,
+    check_files,
+    joint_names,
+    load_episodes,
+    load_stats,
+)
+from hotpolicy.finetune.storage.images import read_video
+from hotpolicy.finetune.storage.layout import Info
+from hotpolicy.finetune.storage.rows import embedded, load_rows, numbers
+from hotpolicy.finetune.storage.stats import Stats
 from hotpolicy.runtime.digest import file_sha256
 from hotpolicy.runtime.errors import DatasetError
 from hotpolicy.runtime.messages import CameraSpec, RobotSpec

@@ -14,11 +14,11 @@ import numpy as np
 from scipy.stats import binomtest
 
 from hotpolicy.finetune.curves import ByTask, Curves
-from hotpolicy.runtime.checks import ask, check_actions, drift
 from hotpolicy.runtime.errors import SwapRefused
-from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.messages import RobotSpec
 from hotpolicy.runtime.policy import Policy
+from hotpolicy.runtime.versions.checks import ask, check_actions, drift
+from hotpolicy.runtime.versions.golden import Golden
 
 TURNS = 5  # of a candidate that seems slow: on a busy machine any one may be so by chance
 

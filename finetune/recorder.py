@@ -16,14 +16,14 @@ from typing import Any
 import av
 import filelock
 
-from hotpolicy.finetune import layout
-from hotpolicy.finetune.disk import make_folder, put, require_room
-from hotpolicy.finetune.encoders import EncoderProcess
 from hotpolicy.finetune.episodes import Episode, check_step
-from hotpolicy.finetune.images import Codec, codec_named
-from hotpolicy.finetune.layout import WORK, Info, Storage
-from hotpolicy.finetune.sealed import Sealed
-from hotpolicy.finetune.take import Encoding, Take, encoders_for
+from hotpolicy.finetune.storage import layout
+from hotpolicy.finetune.storage.disk import make_folder, put, require_room
+from hotpolicy.finetune.storage.encoders import EncoderProcess
+from hotpolicy.finetune.storage.images import Codec, codec_named
+from hotpolicy.finetune.storage.layout import WORK, Info, Storage
+from hotpolicy.finetune.storage.sealed import Sealed
+from hotpolicy.finetune.storage.take import Encoding, Take, encoders_for
 from hotpolicy.runtime.errors import BadRequest, DatasetError
 from hotpolicy.runtime.messages import RobotSpec, Step
 

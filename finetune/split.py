@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from hotpolicy.finetune.catalog import EpisodeInfo
 from hotpolicy.finetune.dataset import Dataset
+from hotpolicy.finetune.storage.catalog import EpisodeInfo
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.errors import DatasetError
 

@@ -18,13 +18,13 @@ from hotpolicy.finetune.settings import TuneConfig
 from hotpolicy.launch import console
 from hotpolicy.launch.planning import change, names
 from hotpolicy.launch.versions import open_store, shipped
-from hotpolicy.runtime.boards import BOARDS, Board
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.errors import ConfigError
-from hotpolicy.runtime.exported import Exported, is_exported
-from hotpolicy.runtime.footprint import HELD, PROCESS_GB, SYSTEM_GB, WIDTHS, Footprint
+from hotpolicy.runtime.graphs.exported import Exported, is_exported
 from hotpolicy.runtime.model.pi0 import PI0, PI05
 from hotpolicy.runtime.transforms import Transforms
+from hotpolicy.runtime.versions.boards import BOARDS, Board
+from hotpolicy.runtime.versions.footprint import HELD, PROCESS_GB, SYSTEM_GB, WIDTHS, Footprint
 
 ALL = "all"
 GB = 1e9

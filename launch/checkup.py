@@ -141,7 +141,7 @@ def look_at_store(folder: Path) -> Iterator[Finding]:
     """Every version that could be asked for, its digests included. An export of what is here sealed is left out: it is
     made again when it is damaged."""
     from hotpolicy.launch.versions import open_store
-    from hotpolicy.runtime.exported import Exported
+    from hotpolicy.runtime.graphs.exported import Exported
 
     if not (folder / "versions").is_dir():
         yield Finding("store", "ok", f"{folder}: none yet; `hotpolicy add nano --store {folder}` makes one")

@@ -23,8 +23,8 @@ DAMAGED = 2
 @dataset.command()
 def check(folder: Folder, as_json: AsJson = False) -> None:
     """Read every byte and name each damage with its file and episode. Exit code 0: all is whole, 2: it is not."""
-    from hotpolicy.finetune.damage import counted
-    from hotpolicy.finetune.inspection import check as look
+    from hotpolicy.finetune.storage.damage import counted
+    from hotpolicy.finetune.storage.inspection import check as look
 
     found, damages = look(folder)
     if as_json:
@@ -48,7 +48,7 @@ def check(folder: Folder, as_json: AsJson = False) -> None:
 def show(folder: Folder, as_json: AsJson = False) -> None:
     """List the episodes, the totals, the cameras and what range each joint went through."""
     from hotpolicy.finetune.dataset import Dataset
-    from hotpolicy.finetune.description import describe
+    from hotpolicy.finetune.storage.description import describe
 
     whole = describe(Dataset.open(folder))
     if as_json:
@@ -78,8 +78,8 @@ def repair(
     as_json: AsJson = False,
 ) -> None:
     """Mend what a crash, a full disk or another tool left. The folder as it was stays beside, as NAME.before-repair."""
-    from hotpolicy.finetune.damage import counted
-    from hotpolicy.finetune.repair import carry_out, planned
+    from hotpolicy.finetune.storage.damage import counted
+    from hotpolicy.finetune.storage.repair import carry_out, planned
 
     with planned(folder.resolve(), keep_altered) as made:
         steps = made.lines()

@@ -16,8 +16,8 @@ from hotpolicy.launch.options import STORE, AsJson, StoreFolder
 from hotpolicy.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hotpolicy.runtime.boards import Board
-    from hotpolicy.runtime.footprint import Footprint
+    from hotpolicy.runtime.versions.boards import Board
+    from hotpolicy.runtime.versions.footprint import Footprint
 
 FOLDER = Path(__file__).parent / "deploy"
 # What is printed -> file, where it goes.
@@ -91,8 +91,8 @@ def boards(
     as_json: AsJson = False,
 ) -> None:
     """List robot computers: with a policy, whether it fits (an estimate, never run on one); without, their figures."""
-    from hotpolicy.runtime.boards import BOARDS
-    from hotpolicy.runtime.footprint import PROCESS_GB, SYSTEM_GB, Need
+    from hotpolicy.runtime.versions.boards import BOARDS
+    from hotpolicy.runtime.versions.footprint import PROCESS_GB, SYSTEM_GB, Need
 
     if policy is None:
         rows = [
@@ -126,8 +126,8 @@ def measure(policy: str, store: Path, precision: str | None) -> Footprint:
     """Of a folder, or of a version in a store. Raises ConfigError, BundleError, UnknownVersion."""
     from hotpolicy.launch.versions import open_store, shipped
     from hotpolicy.runtime.bundle import Bundle
-    from hotpolicy.runtime.exported import Exported, is_exported
-    from hotpolicy.runtime.footprint import Footprint
+    from hotpolicy.runtime.graphs.exported import Exported, is_exported
+    from hotpolicy.runtime.versions.footprint import Footprint
 
     folder = shipped(Path(policy))
     if is_exported(folder):

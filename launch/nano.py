@@ -19,11 +19,11 @@ from hotpolicy.robots.sim.kinematics import units
 from hotpolicy.robots.sim.tasks import KNOWN_COLOURS, Task
 from hotpolicy.robots.sim.world import World, virtual_spec
 from hotpolicy.runtime.bundle import Bundle, seal
-from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.model.pi0 import NANO, Pi0
 from hotpolicy.runtime.policy import Policy, load_policy
 from hotpolicy.runtime.tokenizer import WordTokenizer
 from hotpolicy.runtime.transforms import Normalise, Relative, Transforms
+from hotpolicy.runtime.versions.golden import Golden
 
 SHIPPED = Path(__file__).parent / "assets" / "nano"
 VERBS = ("touch", "lift")

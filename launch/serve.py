@@ -24,11 +24,11 @@ from hotpolicy.launch.versions import open_store, shipped
 from hotpolicy.runtime.errors import BundleError, ConfigError, EngineFault, HotpolicyError
 
 if TYPE_CHECKING:
-    from hotpolicy.runtime.checks import Checks
     from hotpolicy.runtime.config import ServeConfig
-    from hotpolicy.runtime.loader import Load
     from hotpolicy.runtime.server import PolicyServer
     from hotpolicy.runtime.store import Store
+    from hotpolicy.runtime.versions.checks import Checks
+    from hotpolicy.runtime.versions.loader import Load
 
 log = logging.getLogger(__name__)
 SERVER_FAILED = 4  # exit code
@@ -184,10 +184,10 @@ def serve_until_it_ends(server: PolicyServer) -> None:
 
 def serve_options(file: Path | None, given: Mapping[str, Any]) -> ServeOptions:
     """The file's values, with those given on the command line over them. Raises ConfigError naming the field."""
-    from hotpolicy.runtime.checks import Checks
     from hotpolicy.runtime.config import ServeConfig
     from hotpolicy.runtime.engine import ENGINES
-    from hotpolicy.runtime.watch import OFF, Guard
+    from hotpolicy.runtime.versions.checks import Checks
+    from hotpolicy.runtime.versions.watch import OFF, Guard
 
     read = _read(file) if file else {}
     given = dict(given)
@@ -212,9 +212,9 @@ def serve_options(file: Path | None, given: Mapping[str, Any]) -> ServeOptions:
 def make_server(options: ServeOptions) -> PolicyServer:
     """Load the folder, or the store's last good version. Raises UnknownVersion for an empty store, BundleError,
     ConfigError."""
-    from hotpolicy.runtime.control import Control
-    from hotpolicy.runtime.notify import Notifier
     from hotpolicy.runtime.server import PolicyServer
+    from hotpolicy.runtime.serving.control import Control
+    from hotpolicy.runtime.serving.notify import Notifier
     from hotpolicy.runtime.slot import Slot
 
     notifier = Notifier.from_environment()
@@ -228,7 +228,7 @@ def make_server(options: ServeOptions) -> PolicyServer:
 
 
 def _engine_for(folder: Path | None) -> str:
-    from hotpolicy.runtime.exported import is_exported
+    from hotpolicy.runtime.graphs.exported import is_exported
 
     if (folder is not None and is_exported(folder)) or find_spec("torch") is None:
         return "onnx"
@@ -237,10 +237,10 @@ def _engine_for(folder: Path | None) -> str:
 
 def _load(options: ServeOptions) -> Load:
     if options.engine == "onnx":
-        from hotpolicy.runtime.onnx_store import OnnxLoad
+        from hotpolicy.runtime.graphs.onnx_store import OnnxLoad
 
         return OnnxLoad(**options.own)
-    from hotpolicy.runtime.loader import load_with
+    from hotpolicy.runtime.versions.loader import load_with
 
     if options.engine == "torch":
         from hotpolicy.runtime.engine.torch_place import TorchOptions

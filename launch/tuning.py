@@ -37,11 +37,11 @@ from hotpolicy.runtime.bundle import Bundle, seal_verdict
 from hotpolicy.runtime.clock import now
 from hotpolicy.runtime.engine.torch_engine import TorchEngine
 from hotpolicy.runtime.errors import TuningError
-from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.messages import RobotSpec
 from hotpolicy.runtime.model.vla import Vla
 from hotpolicy.runtime.policy import Policy, load_policy
 from hotpolicy.runtime.store import Store
+from hotpolicy.runtime.versions.golden import Golden
 
 Event = dict[str, Any]
 AUTO = "auto"  # a strategy to be chosen

@@ -46,7 +46,7 @@ def add(
     store: StoreFolder = STORE,
 ) -> None:
     """Copy a policy into a store, verified whole, and print its version."""
-    from hotpolicy.runtime.exported import is_exported
+    from hotpolicy.runtime.graphs.exported import is_exported
 
     folder = shipped(bundle)
     typer.echo(open_store(store, onnx=is_exported(folder)).add(folder))
@@ -118,7 +118,7 @@ def open_store(folder: Path, onnx: bool = False) -> Store:
     """With `onnx`, one that keeps exported folders too. Raises ConfigError when the folder cannot be one."""
     try:
         if onnx:
-            from hotpolicy.runtime.onnx_store import OnnxStore
+            from hotpolicy.runtime.graphs.onnx_store import OnnxStore
 
             return OnnxStore(folder)
         from hotpolicy.runtime.store import Store

@@ -21,10 +21,10 @@ import numpy as np
 from hotpolicy.runtime import durable
 from hotpolicy.runtime.digest import file_sha256, tensor_digest
 from hotpolicy.runtime.errors import BundleError
-from hotpolicy.runtime.manifest import FILE_NAME, SCHEMA, Manifest
 from hotpolicy.runtime.messages import RobotSpec
-from hotpolicy.runtime.tensor_file import TensorFile
-from hotpolicy.runtime.tensor_writer import DTYPES, write_tensors
+from hotpolicy.runtime.versions.manifest import FILE_NAME, SCHEMA, Manifest
+from hotpolicy.runtime.versions.tensor_file import TensorFile
+from hotpolicy.runtime.versions.tensor_writer import DTYPES, write_tensors
 
 HASHING = 2  # threads that verify tensors, one tensor each: hashing holds no lock
 SMALL = 16 << 20  # bytes; tensors that have fewer together are verified by the thread that asks

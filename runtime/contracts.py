@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hotpolicy.runtime.epochs import Guide
 from hotpolicy.runtime.messages import Boundary, Observation, RobotSpec
+from hotpolicy.runtime.serving.epochs import Guide
 
 
 class Policy(Protocol):

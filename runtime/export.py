@@ -18,23 +18,23 @@ import numpy as np
 
 from hotpolicy.runtime import durable
 from hotpolicy.runtime.bundle import Bundle
-from hotpolicy.runtime.calibration import by_harm, ranges
-from hotpolicy.runtime.certificate import MADE_UP, Certificate, Frames, certify, check, made_up_batch
-from hotpolicy.runtime.chain import resolve
 from hotpolicy.runtime.engine.onnx_engine import OnnxEngine
 from hotpolicy.runtime.engine.onnx_provider import OnnxOptions
 from hotpolicy.runtime.engine.torch_engine import TorchEngine
 from hotpolicy.runtime.engine.torch_place import TorchOptions
 from hotpolicy.runtime.engine.torch_weights import build_model, tensors_from_numpy
 from hotpolicy.runtime.errors import ConfigError
-from hotpolicy.runtime.exported import Exported, to_json
-from hotpolicy.runtime.golden import Golden
-from hotpolicy.runtime.graph_folder import write_graphs
+from hotpolicy.runtime.graphs.calibration import by_harm, ranges
+from hotpolicy.runtime.graphs.certificate import MADE_UP, Certificate, Frames, certify, check, made_up_batch
+from hotpolicy.runtime.graphs.exported import Exported, to_json
+from hotpolicy.runtime.graphs.graph_folder import write_graphs
+from hotpolicy.runtime.graphs.quantise import BOUNDS, Plan, Precision, check_precision
 from hotpolicy.runtime.hold import Hold
 from hotpolicy.runtime.messages import Observation
 from hotpolicy.runtime.model import graphs as graphs_of
-from hotpolicy.runtime.quantise import BOUNDS, Plan, Precision, check_precision
 from hotpolicy.runtime.transforms import Transforms
+from hotpolicy.runtime.versions.chain import resolve
+from hotpolicy.runtime.versions.golden import Golden
 
 log = logging.getLogger(__name__)
 

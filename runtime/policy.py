@@ -10,9 +10,9 @@ import numpy as np
 
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.engine import Engine, Guidance, load_engine
-from hotpolicy.runtime.epochs import Guide
 from hotpolicy.runtime.messages import Observation, RobotSpec
 from hotpolicy.runtime.observed import check_observation
+from hotpolicy.runtime.serving.epochs import Guide
 from hotpolicy.runtime.tokenizer import Inherited, SideFiles
 from hotpolicy.runtime.transforms import Transforms
 

@@ -19,20 +19,20 @@ from typing import Any
 from hotpolicy.runtime.clock import Deadline, now
 from hotpolicy.runtime.config import ServeConfig
 from hotpolicy.runtime.contracts import Slot
-from hotpolicy.runtime.desk import Desk
-from hotpolicy.runtime.engine_thread import EngineThread
 from hotpolicy.runtime.envelope import one_line
 from hotpolicy.runtime.errors import EngineFault
-from hotpolicy.runtime.front_doors import FrontDoors
 from hotpolicy.runtime.fronts.operators import Control
-from hotpolicy.runtime.inference import Inference
-from hotpolicy.runtime.life import Life, State
 from hotpolicy.runtime.metrics import Meter, resident_bytes
-from hotpolicy.runtime.notify import Notifier
-from hotpolicy.runtime.prometheus import Exposition
-from hotpolicy.runtime.reception import Reception
 from hotpolicy.runtime.scheduler import Scheduler
-from hotpolicy.runtime.waiting import WaitingRoom
+from hotpolicy.runtime.serving.desk import Desk
+from hotpolicy.runtime.serving.engine_thread import EngineThread
+from hotpolicy.runtime.serving.front_doors import FrontDoors
+from hotpolicy.runtime.serving.inference import Inference
+from hotpolicy.runtime.serving.life import Life, State
+from hotpolicy.runtime.serving.notify import Notifier
+from hotpolicy.runtime.serving.prometheus import Exposition
+from hotpolicy.runtime.serving.reception import Reception
+from hotpolicy.runtime.serving.waiting import WaitingRoom
 
 logger = logging.getLogger(__name__)
 

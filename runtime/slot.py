@@ -16,17 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from hotpolicy.runtime.checks import Checks, ServedPolicy, Verdict
 from hotpolicy.runtime.clock import now
 from hotpolicy.runtime.errors import HotpolicyError, SwapRefused, UnknownVersion
-from hotpolicy.runtime.held import Held
-from hotpolicy.runtime.history import Change
-from hotpolicy.runtime.loader import CANDIDATE_FAULTS, Load, Loaded, Loader, one_line
 from hotpolicy.runtime.messages import Boundary
-from hotpolicy.runtime.pins import Pins
 from hotpolicy.runtime.store import Store
-from hotpolicy.runtime.tenure import Tenure
-from hotpolicy.runtime.watch import Trip
+from hotpolicy.runtime.versions.checks import Checks, ServedPolicy, Verdict
+from hotpolicy.runtime.versions.held import Held
+from hotpolicy.runtime.versions.history import Change
+from hotpolicy.runtime.versions.loader import CANDIDATE_FAULTS, Load, Loaded, Loader, one_line
+from hotpolicy.runtime.versions.pins import Pins
+from hotpolicy.runtime.versions.tenure import Tenure
+from hotpolicy.runtime.versions.watch import Trip
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from hotpolicy.runtime import durable
 from hotpolicy.runtime.errors import BadRequest, BundleError, UnknownVersion
-from hotpolicy.runtime.history import Change, History
-from hotpolicy.runtime.shelf import Shelf
+from hotpolicy.runtime.versions.history import Change, History
+from hotpolicy.runtime.versions.shelf import Shelf
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ import torch
 from published_keys import published
 from safetensors.numpy import save_file
 
-from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.messages import Observation, RobotSpec
 from hotpolicy.runtime.model.pi0 import GemmaConfig, Pi0, Pi0Config, VisionConfig
 from hotpolicy.runtime.model.weights import EMBEDDING, EXPERT_HEAD, TIED_HEAD, published_to_ours
+from hotpolicy.runtime.versions.golden import Golden
 
 JOINTS = 6
 WIDTH = 8  # of the model's state and actions

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from hotpolicy.runtime.bundle import Bundle, seal
-from hotpolicy.runtime.golden import FILE, Golden
 from hotpolicy.runtime.messages import CameraSpec, Joint, RobotSpec
 from hotpolicy.runtime.model.pi0 import GemmaConfig, Pi0, Pi0Config, VisionConfig
 from hotpolicy.runtime.tokenizer import WordTokenizer
 from hotpolicy.runtime.transforms import Normalise, Relative, Transforms
+from hotpolicy.runtime.versions.golden import FILE, Golden
 
 TINY = Pi0Config(
     vision=VisionConfig("stem", 32, 32, channels=(8, 8)),

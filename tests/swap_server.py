@@ -9,15 +9,16 @@ import os
 import signal
 import sys
 
-from hotpolicy.runtime import durable, loader
+from hotpolicy.runtime import durable
 from hotpolicy.runtime.config import ServeConfig
-from hotpolicy.runtime.control import Control
-from hotpolicy.runtime.held import Held
-from hotpolicy.runtime.history import History
-from hotpolicy.runtime.loader import load_with
 from hotpolicy.runtime.server import PolicyServer
+from hotpolicy.runtime.serving.control import Control
 from hotpolicy.runtime.slot import Slot
 from hotpolicy.runtime.store import Store
+from hotpolicy.runtime.versions import loader
+from hotpolicy.runtime.versions.held import Held
+from hotpolicy.runtime.versions.history import History
+from hotpolicy.runtime.versions.loader import load_with
 
 # moment -> (where, name) of the function at whose call the process dies
 MOMENTS = {

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 
 from hotpolicy.runtime.bundle import Bundle
-from hotpolicy.runtime.checks import Checks
 from hotpolicy.runtime.client import ControlClient, PolicyClient
 from hotpolicy.runtime.config import ServeConfig
-from hotpolicy.runtime.control import Control
 from hotpolicy.runtime.engine.echo_engine import SPEC, EchoPolicy, seal_echo
 from hotpolicy.runtime.errors import EngineFault
-from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.messages import Observation
 from hotpolicy.runtime.server import PolicyServer
+from hotpolicy.runtime.serving.control import Control
 from hotpolicy.runtime.slot import Slot
 from hotpolicy.runtime.store import Store
-from hotpolicy.runtime.watch import ANSWERS, OFF, WINDOW, WINDOWS, Guard
+from hotpolicy.runtime.versions.checks import Checks
+from hotpolicy.runtime.versions.golden import Golden
+from hotpolicy.runtime.versions.watch import ANSWERS, OFF, WINDOW, WINDOWS, Guard
 
 SLOW_S = 0.04
 

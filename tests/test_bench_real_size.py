@@ -9,7 +9,7 @@ import pytest
 from random_policy import TINY_SIGLIP
 
 from hotpolicy.runtime.model.weights import published_to_ours
-from hotpolicy.runtime.tensor_file import TensorFile
+from hotpolicy.runtime.versions.tensor_file import TensorFile
 
 
 def test_what_it_writes_is_a_published_checkpoint_that_imports_loads_and_swaps(

@@ -18,8 +18,8 @@ from hotpolicy.finetune.frames import Frames
 from hotpolicy.finetune.gauge import Gauge
 from hotpolicy.launch.board_plan import DEMONSTRATED, GB, PUBLISHED, SERVED, SLOTS, Subject, chosen, rows
 from hotpolicy.launch.planning import names
-from hotpolicy.runtime.boards import BOARDS
-from hotpolicy.runtime.footprint import FROZEN_BYTES, HELD, PROCESS_GB, SYSTEM_GB, TUNED_BYTES, WIDTHS
+from hotpolicy.runtime.versions.boards import BOARDS
+from hotpolicy.runtime.versions.footprint import FROZEN_BYTES, HELD, PROCESS_GB, SYSTEM_GB, TUNED_BYTES, WIDTHS
 
 FRAMES = Frames.encode(LESSONS.new, TRANSFORMS)
 CONFIG = dataclasses.replace(SHORT, lora_rank=2)

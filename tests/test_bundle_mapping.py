@@ -30,13 +30,13 @@ from hotpolicy.runtime.engine.echo_engine import SPEC
 from hotpolicy.runtime.engine.torch_engine import TorchEngine
 from hotpolicy.runtime.engine.torch_weights import map_tensors, tensor_to_numpy, tensors_from_numpy
 from hotpolicy.runtime.errors import BundleError
-from hotpolicy.runtime.loader import load_with
-from hotpolicy.runtime.manifest import Manifest
 from hotpolicy.runtime.slot import Slot
 from hotpolicy.runtime.store import Store
-from hotpolicy.runtime.tensor_file import TensorFile
-from hotpolicy.runtime.tensor_writer import ALIGNMENT, DTYPES, write_tensors
 from hotpolicy.runtime.transforms import Transforms
+from hotpolicy.runtime.versions.loader import load_with
+from hotpolicy.runtime.versions.manifest import Manifest
+from hotpolicy.runtime.versions.tensor_file import TensorFile
+from hotpolicy.runtime.versions.tensor_writer import ALIGNMENT, DTYPES, write_tensors
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from hotpolicy.runtime.bundle import Bundle, seal, seal_verdict
-from hotpolicy.runtime.chain import check_chain, check_delta, resolve
 from hotpolicy.runtime.engine.echo_engine import SPEC
 from hotpolicy.runtime.errors import BundleError
+from hotpolicy.runtime.versions.chain import check_chain, check_delta, resolve
 
 WEIGHTS = {
     "w": np.arange(6, dtype=np.float32).reshape(2, 3),

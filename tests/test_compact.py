@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from random_policy import TINY, seal_random, transforms_of
 
-from hotpolicy.runtime.certificate import made_up_batch, rows
 from hotpolicy.runtime.engine import Batch
 from hotpolicy.runtime.engine.compact import compact
 from hotpolicy.runtime.engine.onnx_engine import OnnxEngine
 from hotpolicy.runtime.engine.torch_engine import TorchEngine
 from hotpolicy.runtime.export import export
+from hotpolicy.runtime.graphs.certificate import made_up_batch, rows
 
 FRAMES = made_up_batch(transforms_of(TINY, 3), TINY.vision.image_size, TINY.vocabulary, 4)
 

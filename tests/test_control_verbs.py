@@ -10,12 +10,12 @@ import pytest
 
 from hotpolicy.runtime import envelope, wire
 from hotpolicy.runtime.bundle import seal
-from hotpolicy.runtime.checks import Checks
-from hotpolicy.runtime.control import Control
 from hotpolicy.runtime.engine.echo_engine import EchoPolicy, seal_echo
 from hotpolicy.runtime.errors import BadRequest, Busy, SwapRefused, UnknownVersion
+from hotpolicy.runtime.serving.control import Control
 from hotpolicy.runtime.slot import Slot
 from hotpolicy.runtime.store import Store
+from hotpolicy.runtime.versions.checks import Checks
 
 
 class Desk:

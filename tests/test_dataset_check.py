@@ -12,7 +12,7 @@ from calling import call
 from damages import DAMAGE, DATA, record, rewrite, tear
 from made_up import episode
 
-from hotpolicy.finetune.inspection import check
+from hotpolicy.finetune.storage.inspection import check
 
 LEROBOT = Path(__file__).parent / "golden/lerobot_dataset"
 

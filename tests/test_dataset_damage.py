@@ -18,8 +18,8 @@ import pytest
 from made_up import SPEC, episode, same
 
 from hotpolicy.finetune.dataset import Dataset
-from hotpolicy.finetune.inspection import check
 from hotpolicy.finetune.recorder import Recorder
+from hotpolicy.finetune.storage.inspection import check
 from hotpolicy.runtime.errors import DatasetError
 
 
@@ -197,7 +197,7 @@ def test_a_crash_at_any_disk_operation_loses_at_most_the_episode_in_progress(
 
 WRITER = """
 import sys
-from hotpolicy.finetune.inspection import check
+from hotpolicy.finetune.storage.inspection import check
 from hotpolicy.finetune.recorder import Recorder
 from made_up import SPEC, episode
 with Recorder.open(sys.argv[1], SPEC, storage=sys.argv[2]) as recorder:

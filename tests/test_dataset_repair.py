@@ -18,11 +18,11 @@ from damages import DAMAGE, DATA, PICTURES, record, recorded, rewrite, tear
 from made_up import SPEC, same
 
 from hotpolicy.finetune.dataset import Dataset
-from hotpolicy.finetune.footer import close_file
-from hotpolicy.finetune.inspection import check
-from hotpolicy.finetune.layout import Info
 from hotpolicy.finetune.recorder import Recorder
-from hotpolicy.finetune.repair import carry_out, plan, planned
+from hotpolicy.finetune.storage.footer import close_file
+from hotpolicy.finetune.storage.inspection import check
+from hotpolicy.finetune.storage.layout import Info
+from hotpolicy.finetune.storage.repair import carry_out, plan, planned
 from hotpolicy.runtime.errors import DatasetError
 
 LEROBOT = Path(__file__).parent / "golden/lerobot_dataset"

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from made_up import JOINTS, SPEC, episode, same
 
-from hotpolicy.finetune import stats
 from hotpolicy.finetune.dataset import Dataset
 from hotpolicy.finetune.episodes import Episode
-from hotpolicy.finetune.images import from_png, to_png
-from hotpolicy.finetune.layout import SUCCESS
 from hotpolicy.finetune.recorder import Recorder
+from hotpolicy.finetune.storage import stats
+from hotpolicy.finetune.storage.images import from_png, to_png
+from hotpolicy.finetune.storage.layout import SUCCESS
 from hotpolicy.runtime.errors import BadRequest, ConfigError, DatasetError
 from hotpolicy.runtime.messages import CameraSpec
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from made_up import SPEC, episode, same
 
-from hotpolicy.finetune import disk, layout, take
 from hotpolicy.finetune.dataset import Dataset
-from hotpolicy.finetune.images import VideoWriter
 from hotpolicy.finetune.recorder import WORK, Recorder
-from hotpolicy.finetune.spill import Spill
+from hotpolicy.finetune.storage import disk, layout, take
+from hotpolicy.finetune.storage.images import VideoWriter
+from hotpolicy.finetune.storage.spill import Spill
 from hotpolicy.robots.feed import Feed
 from hotpolicy.runtime.errors import DatasetError
 

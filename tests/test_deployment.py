@@ -14,10 +14,10 @@ from calling import call
 from published_keys import published
 
 from hotpolicy.launch.deployment import FILES, FOLDER, SHIPPED, fill
-from hotpolicy.runtime.boards import BOARDS
 from hotpolicy.runtime.errors import BundleError, ConfigError
-from hotpolicy.runtime.footprint import PROCESS_GB, SYSTEM_GB, Footprint, Need
-from hotpolicy.runtime.manifest import TensorInfo
+from hotpolicy.runtime.versions.boards import BOARDS
+from hotpolicy.runtime.versions.footprint import PROCESS_GB, SYSTEM_GB, Footprint, Need
+from hotpolicy.runtime.versions.manifest import TensorInfo
 
 UNIT = (FOLDER / "hotpolicy.service").read_text()
 MINE = {"command": sys.executable, "store": "/srv/arm/policies", "endpoint": "tcp://127.0.0.1:5555", "user": "arm"}

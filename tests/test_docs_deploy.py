@@ -13,7 +13,7 @@ from test_deployment import real
 
 from hotpolicy.launch.cli import app
 from hotpolicy.launch.deployment import FILES
-from hotpolicy.runtime.footprint import Need
+from hotpolicy.runtime.versions.footprint import Need
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/deploy.md").read_text()

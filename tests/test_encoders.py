@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from made_up import SPEC, episode, same
 
-from hotpolicy.finetune import layout, remote_lane, take
 from hotpolicy.finetune.dataset import Dataset
-from hotpolicy.finetune.inspection import check
 from hotpolicy.finetune.recorder import WORK, Recorder
-from hotpolicy.finetune.slots import Slots
+from hotpolicy.finetune.storage import layout, remote_lane, take
+from hotpolicy.finetune.storage.inspection import check
+from hotpolicy.finetune.storage.slots import Slots
 from hotpolicy.runtime.errors import DatasetError
 from hotpolicy.runtime.messages import CameraSpec
 

@@ -16,9 +16,9 @@ from serving import LevelPolicy, TinyControl, TinySlot, observation
 from hotpolicy.runtime.client import ControlClient, PolicyClient
 from hotpolicy.runtime.config import ServeConfig
 from hotpolicy.runtime.errors import EngineFault, HotpolicyError
-from hotpolicy.runtime.inference import RAISED
 from hotpolicy.runtime.messages import Observation
 from hotpolicy.runtime.server import PolicyServer
+from hotpolicy.runtime.serving.inference import RAISED
 
 
 class Fragile(LevelPolicy):

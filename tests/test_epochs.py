@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from serving import observation
 
-from hotpolicy.runtime.epochs import KEPT, Epochs
 from hotpolicy.runtime.messages import InferRequest, Rtc
+from hotpolicy.runtime.serving.epochs import KEPT, Epochs
 
 ROBOT = (b"peer", "robot")
 CHUNK = np.arange(16, dtype=np.float32).reshape(8, 2)

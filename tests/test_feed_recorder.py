@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from made_up import SPEC, episode, same
 
-from hotpolicy.finetune import lane
 from hotpolicy.finetune.dataset import Dataset
 from hotpolicy.finetune.recorder import Recorder
+from hotpolicy.finetune.storage import lane
 from hotpolicy.robots.feed import Feed
 from hotpolicy.runtime.errors import BadRequest, DatasetError
 from hotpolicy.runtime.messages import Step

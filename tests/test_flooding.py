@@ -18,13 +18,14 @@ import zmq
 from flood import WAYS, endless
 from serving import LevelPolicy, TinyControl, TinySlot, observation
 
-from hotpolicy.runtime import crowd, envelope, keys, wire
+from hotpolicy.runtime import envelope, keys, wire
 from hotpolicy.runtime.client import ControlClient, PolicyClient
 from hotpolicy.runtime.config import ServeConfig
 from hotpolicy.runtime.errors import ServerLost
 from hotpolicy.runtime.keys import ClientKeys
 from hotpolicy.runtime.messages import Observation
 from hotpolicy.runtime.server import PolicyServer
+from hotpolicy.runtime.serving import crowd
 
 INFERENCE_S = 0.1
 GRACE_S = 0.15  # one more process on a busy machine

@@ -75,9 +75,9 @@ exec "$3" -c "$5" "$1/store" "$6"
 # A version is refused, and what was live goes on, in a server that found the disk like that.
 SERVED = """
 import sys
-from hotpolicy.runtime.control import Control
+from hotpolicy.runtime.serving.control import Control
 from hotpolicy.runtime.errors import HotpolicyError
-from hotpolicy.runtime.loader import load_with
+from hotpolicy.runtime.versions.loader import load_with
 from hotpolicy.runtime.slot import Slot
 from hotpolicy.runtime.store import Store
 store = Store(sys.argv[1])

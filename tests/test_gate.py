@@ -11,8 +11,8 @@ from hotpolicy.finetune.gate import Bounds, Trial, judge
 from hotpolicy.finetune.held_out import Figures
 from hotpolicy.launch.nano import SHIPPED
 from hotpolicy.runtime.bundle import Bundle
-from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.policy import load_policy
+from hotpolicy.runtime.versions.golden import Golden
 
 
 class Bent:

@@ -9,8 +9,8 @@ import pytest
 
 from hotpolicy.runtime.engine.echo_engine import SPEC, seal_echo
 from hotpolicy.runtime.errors import BundleError
-from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.messages import CameraSpec, RobotSpec
+from hotpolicy.runtime.versions.golden import Golden
 
 
 def golden(n: int = 3) -> Golden:

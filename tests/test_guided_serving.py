@@ -23,12 +23,12 @@ from hotpolicy.runtime.client import PolicyClient
 from hotpolicy.runtime.clock import Deadline
 from hotpolicy.runtime.config import ServeConfig
 from hotpolicy.runtime.envelope import MAX_ID
-from hotpolicy.runtime.epochs import Guide
 from hotpolicy.runtime.errors import BadRequest
-from hotpolicy.runtime.golden import FILE, Golden
 from hotpolicy.runtime.messages import ActionChunk, Observation, Rtc
 from hotpolicy.runtime.policy import Policy, load_policy
 from hotpolicy.runtime.server import PolicyServer
+from hotpolicy.runtime.serving.epochs import Guide
+from hotpolicy.runtime.versions.golden import FILE, Golden
 
 LEFT = 6  # actions of a chunk of eight that a robot still has when it asks again
 Serve = Callable[..., PolicyServer]

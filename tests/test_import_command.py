@@ -26,7 +26,7 @@ from hotpolicy.runtime.model.pi0 import PI0, PI05, Pi0Config
 from hotpolicy.runtime.model.weights import EMBEDDING, published_to_ours
 from hotpolicy.runtime.policy import load_policy
 from hotpolicy.runtime.store import Store
-from hotpolicy.runtime.tensor_file import Entry
+from hotpolicy.runtime.versions.tensor_file import Entry
 
 # What openpi's training configurations say: family -> horizon, tokens, normalisation, prompt.
 PUBLISHED = {

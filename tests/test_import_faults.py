@@ -27,7 +27,7 @@ from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.checkpoint.importer import Extras, import_checkpoint, read_checkpoint
 from hotpolicy.runtime.errors import BundleError, ConfigError
 from hotpolicy.runtime.model.weights import EMBEDDING, TIED_HEAD
-from hotpolicy.runtime.tensor_file import TensorFile
+from hotpolicy.runtime.versions.tensor_file import TensorFile
 
 LAYER = "paligemma_with_expert.gemma_expert.model.layers.1.self_attn.q_proj.weight"
 

@@ -16,7 +16,7 @@ from hotpolicy.launch.charts import Curve, Latency
 from hotpolicy.launch.report import Strip, rate_rows, write_report
 from hotpolicy.launch.results import bars, check_results, interval
 from hotpolicy.runtime.errors import ConfigError
-from hotpolicy.runtime.history import Change
+from hotpolicy.runtime.versions.history import Change
 
 
 def rate(successes: int, episodes: int) -> dict[str, int]:

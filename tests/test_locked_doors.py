@@ -14,10 +14,10 @@ from serving import LevelPolicy, TinyControl, TinySlot, observation
 from hotpolicy.runtime import keys
 from hotpolicy.runtime.client import ControlClient, PolicyClient
 from hotpolicy.runtime.config import ServeConfig
-from hotpolicy.runtime.doorman import LOOK_S
 from hotpolicy.runtime.errors import ConfigError, LockedOut, ServerLost
 from hotpolicy.runtime.keys import ClientKeys, Role, ServerKeys
 from hotpolicy.runtime.server import PolicyServer
+from hotpolicy.runtime.serving.doorman import LOOK_S
 
 GRACE_S = 1.5  # a busy machine, three handshakes
 

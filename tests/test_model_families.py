@@ -20,18 +20,18 @@ from hotpolicy.finetune.trainer import Trainer
 from hotpolicy.runtime.bundle import Bundle, seal
 from hotpolicy.runtime.client import PolicyClient
 from hotpolicy.runtime.config import ServeConfig
-from hotpolicy.runtime.control import Control
 from hotpolicy.runtime.engine.torch_engine import TorchEngine
 from hotpolicy.runtime.errors import BundleError, ConfigError
 from hotpolicy.runtime.export import export
-from hotpolicy.runtime.golden import Golden
-from hotpolicy.runtime.loader import load_with
 from hotpolicy.runtime.model import FAMILIES, family
 from hotpolicy.runtime.model.pi0 import PI0, PI05, Pi0
 from hotpolicy.runtime.policy import Policy, load_policy
 from hotpolicy.runtime.server import PolicyServer
+from hotpolicy.runtime.serving.control import Control
 from hotpolicy.runtime.slot import Slot
 from hotpolicy.runtime.store import Store
+from hotpolicy.runtime.versions.golden import Golden
+from hotpolicy.runtime.versions.loader import load_with
 
 CONFIG = ToyConfig(width=12, vocabulary=64, action_dim=3, horizon=4)
 LESSONS = Lessons(new=samples(range(6)), old=samples(range(100, 103), OLD))

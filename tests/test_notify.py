@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from hotpolicy.runtime.errors import ConfigError
-from hotpolicy.runtime.life import NEXT, Life
-from hotpolicy.runtime.notify import Notifier
-from hotpolicy.runtime.pulse import GAP_S, Pulse
+from hotpolicy.runtime.serving.life import NEXT, Life
+from hotpolicy.runtime.serving.notify import Notifier
+from hotpolicy.runtime.serving.pulse import GAP_S, Pulse
 
 
 class Manager:

@@ -17,7 +17,6 @@ import pytest
 from random_policy import TINY, golden_of, head_only, seal_delta, seal_random, transforms_of
 
 from hotpolicy.runtime.bundle import Bundle
-from hotpolicy.runtime.certificate import made_up_batch
 from hotpolicy.runtime.client import ControlClient, PolicyClient
 from hotpolicy.runtime.engine import processor
 from hotpolicy.runtime.engine.onnx_engine import OnnxEngine
@@ -25,7 +24,8 @@ from hotpolicy.runtime.engine.onnx_provider import OnnxOptions
 from hotpolicy.runtime.engine.torch_engine import TorchEngine
 from hotpolicy.runtime.errors import BundleError, ConfigError, EngineFault
 from hotpolicy.runtime.export import export
-from hotpolicy.runtime.exported import Exported, to_json
+from hotpolicy.runtime.graphs.certificate import made_up_batch
+from hotpolicy.runtime.graphs.exported import Exported, to_json
 from hotpolicy.runtime.policy import load_policy
 from hotpolicy.runtime.store import Store
 
@@ -218,7 +218,7 @@ sys.modules["torch"] = sys.modules["onnx"] = None  # importing them would fail
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.engine import processor
 from hotpolicy.runtime.engine.onnx_engine import OnnxEngine
-from hotpolicy.runtime.golden import Golden
+from hotpolicy.runtime.versions.golden import Golden
 from hotpolicy.runtime.policy import Policy
 engine = OnnxEngine.open({str(exported.folder)!r})
 policy = Policy(engine.exported.bundle, engine)

@@ -15,13 +15,13 @@ import torch
 from random_policy import TINY, TINY_PI05, TINY_SIGLIP, golden_of, head_only, seal_delta, seal_random, transforms_of
 
 from hotpolicy.runtime.bundle import Bundle, seal
-from hotpolicy.runtime.certificate import Frames, certify, check, made_up_batch
 from hotpolicy.runtime.engine import Batch
 from hotpolicy.runtime.engine.onnx_engine import OnnxEngine
 from hotpolicy.runtime.engine.torch_engine import TorchEngine
 from hotpolicy.runtime.errors import BundleError, ConfigError, HotpolicyError
 from hotpolicy.runtime.export import export
-from hotpolicy.runtime.exported import Exported
+from hotpolicy.runtime.graphs.certificate import Frames, certify, check, made_up_batch
+from hotpolicy.runtime.graphs.exported import Exported
 from hotpolicy.runtime.model.guided import Promise
 from hotpolicy.runtime.model.pi0 import NANO, Pi0Config
 

@@ -13,13 +13,13 @@ import pytest
 from random_policy import TINY, head_only, seal_delta, seal_random, transforms_of
 
 from hotpolicy.runtime.bundle import Bundle
-from hotpolicy.runtime.certificate import made_up_batch
 from hotpolicy.runtime.engine.onnx_engine import OnnxEngine
 from hotpolicy.runtime.export import export
-from hotpolicy.runtime.exported import Exported
-from hotpolicy.runtime.exports import Exports
+from hotpolicy.runtime.graphs.certificate import made_up_batch
+from hotpolicy.runtime.graphs.exported import Exported
+from hotpolicy.runtime.graphs.exports import Exports
+from hotpolicy.runtime.graphs.onnx_store import OnnxStore
 from hotpolicy.runtime.hold import Hold, remove_unused
-from hotpolicy.runtime.onnx_store import OnnxStore
 from hotpolicy.runtime.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -67,7 +67,7 @@ def test_another_process_keeps_what_it_uses(first: Bundle, tmp_path: Path) -> No
     gc.collect()
     shutil.rmtree(bundle.folder)
     code = f"""
-from hotpolicy.runtime.exported import Exported
+from hotpolicy.runtime.graphs.exported import Exported
 held = Exported.open({str(exports.home / bundle.id)!r})
 print("held", flush=True)
 input()

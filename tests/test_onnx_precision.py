@@ -13,17 +13,17 @@ import pytest
 from random_policy import TINY, TINY_PI05, TINY_SIGLIP, golden_of, head_only, seal_delta, seal_random, transforms_of
 
 from hotpolicy.runtime.bundle import Bundle, seal
-from hotpolicy.runtime.calibration import quantised
-from hotpolicy.runtime.certificate import made_up_batch, split
 from hotpolicy.runtime.engine.onnx_engine import OnnxEngine
 from hotpolicy.runtime.engine.onnx_provider import OnnxOptions
 from hotpolicy.runtime.engine.processor import overflows_int8
 from hotpolicy.runtime.engine.torch_engine import TorchEngine
 from hotpolicy.runtime.errors import BundleError, ConfigError
 from hotpolicy.runtime.export import export
-from hotpolicy.runtime.exported import Exported
-from hotpolicy.runtime.golden import FILE
-from hotpolicy.runtime.quantise import Plan, decode, encode, steps_of
+from hotpolicy.runtime.graphs.calibration import quantised
+from hotpolicy.runtime.graphs.certificate import made_up_batch, split
+from hotpolicy.runtime.graphs.exported import Exported
+from hotpolicy.runtime.graphs.quantise import Plan, decode, encode, steps_of
+from hotpolicy.runtime.versions.golden import FILE
 
 CONFIGS = {"tiny": TINY, "siglip": TINY_SIGLIP, "pi05": TINY_PI05}
 SMALLER = ("fp16", "int8", "int8-static")

@@ -12,15 +12,15 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from hotpolicy.runtime.client import ControlClient, PolicyClient
 from hotpolicy.runtime.config import ServeConfig
-from hotpolicy.runtime.control import Control
 from hotpolicy.runtime.engine.echo_engine import SPEC, EchoPolicy, seal_echo
 from hotpolicy.runtime.errors import BadRequest, SwapRefused
-from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.messages import Observation
 from hotpolicy.runtime.metrics import ACTIVE_S, MOST_SESSIONS, Sessions
 from hotpolicy.runtime.server import PolicyServer
+from hotpolicy.runtime.serving.control import Control
 from hotpolicy.runtime.slot import Slot
 from hotpolicy.runtime.store import Store
+from hotpolicy.runtime.versions.golden import Golden
 
 Scraped = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from serving import LevelPolicy, TinyControl, TinySlot, observation
 
-from hotpolicy.runtime import reception
-from hotpolicy.runtime.bell import Bell
 from hotpolicy.runtime.client import PolicyClient
 from hotpolicy.runtime.config import ServeConfig
 from hotpolicy.runtime.messages import Observation
 from hotpolicy.runtime.server import PolicyServer
+from hotpolicy.runtime.serving import reception
+from hotpolicy.runtime.serving.bell import Bell
 
 LATE_S = 0.5  # of a busy machine
 

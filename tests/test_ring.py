@@ -23,10 +23,10 @@ from hotpolicy.runtime import ring as rings
 from hotpolicy.runtime.client import PolicyClient
 from hotpolicy.runtime.config import ServeConfig
 from hotpolicy.runtime.errors import BadRequest, ConfigError, ServeError, ServerLost
-from hotpolicy.runtime.loan import Loans
 from hotpolicy.runtime.messages import CameraSpec, Observation, RobotSpec
 from hotpolicy.runtime.ring import LINE, PAGE, PREFIX, SEALS, Ring
 from hotpolicy.runtime.server import PolicyServer
+from hotpolicy.runtime.serving.loan import Loans
 from hotpolicy.runtime.wire import Lent
 
 CAMERAS = ("front", "left")
@@ -182,7 +182,7 @@ def test_a_reference_on_tcp_is_refused_by_name(serve: Serve) -> None:
 
 def test_a_server_that_cannot_read_the_ring_gets_frames(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     server = serve()
-    monkeypatch.setattr("hotpolicy.runtime.loan.os.geteuid", lambda: 12345)
+    monkeypatch.setattr("hotpolicy.runtime.serving.loan.os.geteuid", lambda: 12345)
     with lending(server) as client:
         for n in range(3):
             assert level(client, seen(n)) == n
@@ -457,7 +457,7 @@ def test_memory_that_is_no_ring_of_ours_is_not_mapped(what: str, monkeypatch: py
     if what != "unsealed":
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
     if what == "another user":
-        monkeypatch.setattr("hotpolicy.runtime.loan.os.geteuid", lambda: os.getuid() + 1)
+        monkeypatch.setattr("hotpolicy.runtime.serving.loan.os.geteuid", lambda: os.getuid() + 1)
     loans = Loans(4, PAGE if what == "largest" else 1 << 20)
     reference = {"pid": os.getpid(), "fd": fd, "name": name, "slot": 0, "generation": 0}
     with pytest.raises(BadRequest, match=r"^ring: expected"):

@@ -13,12 +13,12 @@ import pytest
 from promised import promised
 from random_policy import TINY_PI05, TINY_SIGLIP, seal_random, transforms_of
 
-from hotpolicy.runtime.certificate import made_up_batch
 from hotpolicy.runtime.engine import Batch, Guidance
 from hotpolicy.runtime.engine.onnx_engine import OnnxEngine
 from hotpolicy.runtime.engine.torch_engine import TorchEngine
 from hotpolicy.runtime.export import export
-from hotpolicy.runtime.exported import SCHEMA, Exported, to_json
+from hotpolicy.runtime.graphs.certificate import made_up_batch
+from hotpolicy.runtime.graphs.exported import SCHEMA, Exported, to_json
 from hotpolicy.runtime.store import Store
 
 # ten steps and a limit that only some of them reach

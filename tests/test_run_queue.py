@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 
-from hotpolicy.runtime.run_queue import RunQueue
+from hotpolicy.runtime.serving.run_queue import RunQueue
 
 CPU = min(os.sched_getaffinity(0))
 BURN = "while True: pass"

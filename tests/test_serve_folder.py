@@ -20,17 +20,17 @@ from random_policy import TINY, golden_of, head_only, seal_delta, seal_random
 from hotpolicy.launch.checkup import look_at_store
 from hotpolicy.launch.serve import make_server, serve_options
 from hotpolicy.runtime.bundle import Bundle
-from hotpolicy.runtime.chain import resolve
 from hotpolicy.runtime.client import ControlClient, PolicyClient
 from hotpolicy.runtime.errors import BundleError, SwapRefused, UnknownVersion
 from hotpolicy.runtime.export import export
-from hotpolicy.runtime.exported import Exported, to_json
-from hotpolicy.runtime.exports import MADE_HERE, Exports
-from hotpolicy.runtime.golden import Golden
-from hotpolicy.runtime.onnx_store import OnnxLoad, OnnxStore
+from hotpolicy.runtime.graphs.exported import Exported, to_json
+from hotpolicy.runtime.graphs.exports import MADE_HERE, Exports
+from hotpolicy.runtime.graphs.onnx_store import OnnxLoad, OnnxStore
 from hotpolicy.runtime.policy import load_policy
 from hotpolicy.runtime.slot import Slot
 from hotpolicy.runtime.store import Store
+from hotpolicy.runtime.versions.chain import resolve
+from hotpolicy.runtime.versions.golden import Golden
 
 ROOT = Path(__file__).parent.parent
 # Importing one of these fails, as where it is not installed.

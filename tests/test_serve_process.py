@@ -17,10 +17,10 @@ from hotpolicy.launch.serve import serve_options
 from hotpolicy.runtime.client import PolicyClient
 from hotpolicy.runtime.engine.echo_engine import SPEC, seal_echo
 from hotpolicy.runtime.errors import ConfigError
-from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.messages import Observation
 from hotpolicy.runtime.store import Store
-from hotpolicy.runtime.watch import OFF, Guard
+from hotpolicy.runtime.versions.golden import Golden
+from hotpolicy.runtime.versions.watch import OFF, Guard
 
 WATCHDOG_S = 0.6
 SLOW_MS = 1500  # longer than the watchdog's interval

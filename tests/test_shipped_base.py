@@ -52,7 +52,7 @@ def test_it_looks(policy):
 
 
 def test_the_same_noise_gives_the_same_actions(policy, base):
-    from hotpolicy.runtime.golden import Golden
+    from hotpolicy.runtime.versions.golden import Golden
 
     golden = Golden.of_chain([base])
     assert golden is not None

@@ -15,15 +15,15 @@ from hotpolicy.launch.versions import SHIPPED
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.client import PolicyClient
 from hotpolicy.runtime.config import ServeConfig
-from hotpolicy.runtime.control import Control
 from hotpolicy.runtime.engine.echo_engine import SPEC, EchoPolicy, seal_echo
 from hotpolicy.runtime.errors import BundleError, EngineFault, SwapRefused
-from hotpolicy.runtime.golden import FILE, Golden
-from hotpolicy.runtime.loader import load_with
 from hotpolicy.runtime.messages import Observation
 from hotpolicy.runtime.server import PolicyServer
+from hotpolicy.runtime.serving.control import Control
 from hotpolicy.runtime.slot import Slot
 from hotpolicy.runtime.store import Store
+from hotpolicy.runtime.versions.golden import FILE, Golden
+from hotpolicy.runtime.versions.loader import load_with
 
 
 class Shop:

@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from hotpolicy.runtime import durable, pins
+from hotpolicy.runtime import durable
 from hotpolicy.runtime.bundle import Bundle, seal
-from hotpolicy.runtime.checks import Checks, drift
 from hotpolicy.runtime.engine.echo_engine import SPEC, EchoEngine, EchoPolicy, seal_echo
 from hotpolicy.runtime.errors import BadRequest, BundleError, SwapRefused, UnknownVersion
-from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.messages import Observation
 from hotpolicy.runtime.slot import Slot
 from hotpolicy.runtime.store import Store
+from hotpolicy.runtime.versions import pins
+from hotpolicy.runtime.versions.checks import Checks, drift
+from hotpolicy.runtime.versions.golden import Golden
 
 STILL = np.zeros((1, 8, 6), np.float32)  # what a batch of one was answered
 

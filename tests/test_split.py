@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from tuning_parts import SPEC, TRANSFORMS, episode, full_bundle, weights
 
-from hotpolicy.finetune.catalog import EpisodeInfo
 from hotpolicy.finetune.dataset import Dataset
-from hotpolicy.finetune.layout import Info
 from hotpolicy.finetune.lessons import gather
 from hotpolicy.finetune.recorder import Recorder
 from hotpolicy.finetune.split import Split, split
+from hotpolicy.finetune.storage.catalog import EpisodeInfo
+from hotpolicy.finetune.storage.layout import Info
 from hotpolicy.runtime.bundle import Bundle, seal
 from hotpolicy.runtime.errors import DatasetError
 

@@ -13,14 +13,14 @@ import pytest
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.client import ControlClient, PolicyClient
 from hotpolicy.runtime.config import ServeConfig
-from hotpolicy.runtime.control import Control
 from hotpolicy.runtime.engine.echo_engine import SPEC, EchoPolicy, seal_echo
 from hotpolicy.runtime.errors import EngineFault, SwapRefused, UnknownVersion
-from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.messages import ActionChunk, Observation
 from hotpolicy.runtime.server import PolicyServer
+from hotpolicy.runtime.serving.control import Control
 from hotpolicy.runtime.slot import Slot
 from hotpolicy.runtime.store import Store
+from hotpolicy.runtime.versions.golden import Golden
 
 SWAPS = 50
 

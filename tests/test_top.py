@@ -22,13 +22,13 @@ from hotpolicy.launch import cli
 from hotpolicy.launch.top import follow, lost, render, watch
 from hotpolicy.runtime.client import ControlClient, PolicyClient
 from hotpolicy.runtime.config import ServeConfig
-from hotpolicy.runtime.control import Control
 from hotpolicy.runtime.engine.echo_engine import SPEC, EchoPolicy, seal_echo
-from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.messages import Observation
 from hotpolicy.runtime.server import PolicyServer
+from hotpolicy.runtime.serving.control import Control
 from hotpolicy.runtime.slot import Slot
 from hotpolicy.runtime.store import Store
+from hotpolicy.runtime.versions.golden import Golden
 
 COMMAND = [sys.executable, "-m", "hotpolicy.launch.cli", "top"]
 

@@ -24,7 +24,6 @@ from random_policy import (
 )
 
 from hotpolicy.runtime.bundle import Bundle
-from hotpolicy.runtime.chain import resolve
 from hotpolicy.runtime.engine import Batch, processor, torch_place
 from hotpolicy.runtime.engine.torch_engine import TorchEngine, even
 from hotpolicy.runtime.engine.torch_graphs import MOST, Recordings
@@ -34,6 +33,7 @@ from hotpolicy.runtime.errors import ConfigError
 from hotpolicy.runtime.messages import Observation
 from hotpolicy.runtime.model.pi0 import Pi0, Pi0Config
 from hotpolicy.runtime.policy import load_policy
+from hotpolicy.runtime.versions.chain import resolve
 
 CPU = torch.device("cpu")
 CONFIGS = {"stem": TINY, "siglip": TINY_SIGLIP, "pi05": TINY_PI05}
@@ -245,11 +245,11 @@ def test_it_is_warm_before_a_robot_comes(tmp_path: Path, monkeypatch: pytest.Mon
     """The shapes of a robot's request were computed when the server says that it is ready."""
     from hotpolicy.runtime.client import PolicyClient
     from hotpolicy.runtime.config import ServeConfig
-    from hotpolicy.runtime.control import Control
-    from hotpolicy.runtime.loader import load_with
     from hotpolicy.runtime.server import PolicyServer
+    from hotpolicy.runtime.serving.control import Control
     from hotpolicy.runtime.slot import Slot
     from hotpolicy.runtime.store import Store
+    from hotpolicy.runtime.versions.loader import load_with
 
     shapes: list[torch.Size] = []
     whole = Pi0.flow

@@ -20,15 +20,15 @@ from hotpolicy.finetune.samples import of_episode
 from hotpolicy.finetune.settings import TuneConfig
 from hotpolicy.finetune.trainer import Trainer
 from hotpolicy.runtime.bundle import Bundle, seal
-from hotpolicy.runtime.checks import Checks, ask, check_actions
 from hotpolicy.runtime.engine import load_engine
 from hotpolicy.runtime.errors import BadRequest, BundleError, DatasetError, SwapRefused
-from hotpolicy.runtime.golden import FILE, Golden
-from hotpolicy.runtime.loader import Loader, load_with
 from hotpolicy.runtime.messages import CameraSpec, Joint, Observation, RobotSpec
 from hotpolicy.runtime.policy import Policy, load_policy
 from hotpolicy.runtime.store import Store
 from hotpolicy.runtime.transforms import ImageSlots, Quantile, Transforms, resize_with_pad
+from hotpolicy.runtime.versions.checks import Checks, ask, check_actions
+from hotpolicy.runtime.versions.golden import FILE, Golden
+from hotpolicy.runtime.versions.loader import Loader, load_with
 
 CONFIG = dataclasses.replace(TINY, vocabulary=vocabulary.SIZE, action_dim=8, horizon=4)
 PI05 = dataclasses.replace(CONFIG, pi05=True)

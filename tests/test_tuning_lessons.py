@@ -17,12 +17,12 @@ from hotpolicy.finetune.samples import Samples, join, of_dataset, of_episode
 from hotpolicy.finetune.settings import TuneConfig
 from hotpolicy.finetune.trainer import Outcome, Trainer
 from hotpolicy.runtime.bundle import Bundle, seal
-from hotpolicy.runtime.chain import resolve
 from hotpolicy.runtime.errors import BundleError, DatasetError
 from hotpolicy.runtime.messages import CameraSpec, Joint
 from hotpolicy.runtime.policy import load_policy
 from hotpolicy.runtime.store import Store
 from hotpolicy.runtime.transforms import ImageSlots
+from hotpolicy.runtime.versions.chain import resolve
 
 CONFIG = TuneConfig(steps=4, batch=4, draws=2, evaluate_every=4)
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotpolicy.runtime.messages import Joint, RobotSpec
-from hotpolicy.runtime.watch import ANSWERS, WINDOW, WINDOWS, Guard, Pace, Reach, Record, Trip, Watch
+from hotpolicy.runtime.versions.watch import ANSWERS, WINDOW, WINDOWS, Guard, Pace, Reach, Record, Trip, Watch
 
 JOINTS = 6
 SPEC = RobotSpec(tuple(Joint(f"joint_{n}.pos", "deg", -100.0, 100.0) for n in range(JOINTS)), (), 10.0)

@@ -13,11 +13,11 @@ from hotpolicy.finetune.replay import FILE, rehearsal_bytes
 from hotpolicy.finetune.samples import Samples, join, of_episode
 from hotpolicy.runtime.bundle import Bundle, seal
 from hotpolicy.runtime.engine.torch_weights import build_model, tensors_from_numpy
-from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.messages import CameraSpec, Joint, RobotSpec
 from hotpolicy.runtime.model.pi0 import GemmaConfig, Pi0, Pi0Config, VisionConfig
 from hotpolicy.runtime.tokenizer import WordTokenizer
 from hotpolicy.runtime.transforms import Normalise, Relative, Transforms
+from hotpolicy.runtime.versions.golden import Golden
 
 SPEC = RobotSpec(
     (Joint("pan.pos", "deg", -90, 90), Joint("elbow.pos", "deg", -90, 90), Joint("gripper.pos", "percent", 0, 100)),

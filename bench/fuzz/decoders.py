@@ -9,12 +9,12 @@ from typing import Any
 from serving import SPEC, LevelPolicy
 
 from hotpolicy.runtime import envelope, pictures, wire
-from hotpolicy.runtime.control import Control
 from hotpolicy.runtime.envelope import Fields
 from hotpolicy.runtime.errors import BadRequest, BundleError, UnknownVersion
 from hotpolicy.runtime.fronts import gr00t_action, gr00t_codec, keymap, openpi_codec
 from hotpolicy.runtime.fronts.native import KIND_LENGTH
-from hotpolicy.runtime.loan import Loans
+from hotpolicy.runtime.serving.control import Control
+from hotpolicy.runtime.serving.loan import Loans
 from hotpolicy.runtime.wire import CAPS, COMMAND_CAPS, Message
 
 POLICY = LevelPolicy()

@@ -25,13 +25,13 @@ from websockets.sync.client import connect
 
 from hotpolicy.runtime.client import ControlClient, PolicyClient
 from hotpolicy.runtime.config import ServeConfig
-from hotpolicy.runtime.control import Control
 from hotpolicy.runtime.engine.echo_engine import seal_echo
 from hotpolicy.runtime.fronts.settings import Gr00tSettings, OpenpiSettings
-from hotpolicy.runtime.loader import load_with
 from hotpolicy.runtime.server import PolicyServer
+from hotpolicy.runtime.serving.control import Control
 from hotpolicy.runtime.slot import Slot
 from hotpolicy.runtime.store import Store
+from hotpolicy.runtime.versions.loader import load_with
 
 PAUSE_S = 0.05  # of a right client between two calls
 

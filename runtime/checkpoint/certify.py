@@ -10,9 +10,9 @@ import torch
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.engine import load_engine
 from hotpolicy.runtime.errors import BundleError
-from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.model.pi0 import Pi0, Pi0Config
 from hotpolicy.runtime.policy import load_policy
+from hotpolicy.runtime.versions.golden import Golden
 
 LARGE = 500_000_000  # parameters, above which the model is laid out without memory instead of loaded
 

@@ -12,7 +12,7 @@ import torch
 from hotpolicy.runtime.errors import BundleError
 from hotpolicy.runtime.model.pi0 import Pi0, Pi0Config
 from hotpolicy.runtime.model.weights import TIED_HEAD, Plan, part
-from hotpolicy.runtime.tensor_file import Entry
+from hotpolicy.runtime.versions.tensor_file import Entry
 
 DTYPES = ("F32", "BF16")  # what the engines compute with, or widen without loss
 PARTS = {

@@ -25,9 +25,9 @@ from hotpolicy.runtime.errors import BundleError
 from hotpolicy.runtime.messages import RobotSpec
 from hotpolicy.runtime.model.pi0 import Pi0Config
 from hotpolicy.runtime.model.weights import Plan, published_to_ours
-from hotpolicy.runtime.tensor_file import Renamed, TensorFile
 from hotpolicy.runtime.tokenizer import WHERE
 from hotpolicy.runtime.transforms import Transforms
+from hotpolicy.runtime.versions.tensor_file import Renamed, TensorFile
 
 TOKENIZER = "tokenizer.model"
 TOKENIZER_FILES = (TOKENIZER, "paligemma_tokenizer.model")

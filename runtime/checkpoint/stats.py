@@ -14,7 +14,7 @@ import numpy as np
 
 from hotpolicy.runtime.checkpoint.layout import read_json
 from hotpolicy.runtime.errors import BundleError
-from hotpolicy.runtime.tensor_file import TensorFile
+from hotpolicy.runtime.versions.tensor_file import TensorFile
 
 Mode = Literal["mean_std", "quantile"]
 NEEDS: dict[Mode, tuple[str, str]] = {"mean_std": ("mean", "std"), "quantile": ("q01", "q99")}

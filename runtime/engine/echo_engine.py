@@ -17,10 +17,10 @@ import numpy as np
 from hotpolicy.runtime.bundle import Bundle, seal
 from hotpolicy.runtime.engine import Batch
 from hotpolicy.runtime.errors import BundleError
-from hotpolicy.runtime.golden import FILE as GOLDEN
-from hotpolicy.runtime.golden import Golden
 from hotpolicy.runtime.messages import CameraSpec, Joint, Observation, RobotSpec
 from hotpolicy.runtime.observed import check_observation
+from hotpolicy.runtime.versions.golden import FILE as GOLDEN
+from hotpolicy.runtime.versions.golden import Golden
 
 TENSORS = ("level", "delay_ms")  # each (1,) float32
 SPEC = RobotSpec(

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from hotpolicy.runtime.manifest import canonical
+from hotpolicy.runtime.versions.manifest import canonical
 
 _MAJOR, _MINOR = 75, 76  # of the compute capability, as CUdevice_attribute numbers them
 

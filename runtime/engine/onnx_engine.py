@@ -17,15 +17,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hotpolicy.runtime.bundle import Bundle
-from hotpolicy.runtime.chain import check_delta
 from hotpolicy.runtime.engine import Batch, Guidance
 from hotpolicy.runtime.engine.compact import compact
 from hotpolicy.runtime.engine.onnx_provider import OnnxOptions
 from hotpolicy.runtime.engine.onnx_session import Session, Value
 from hotpolicy.runtime.errors import BundleError
-from hotpolicy.runtime.exported import Exported
-from hotpolicy.runtime.exports import Exports
-from hotpolicy.runtime.manifest import TensorInfo
+from hotpolicy.runtime.graphs.exported import Exported
+from hotpolicy.runtime.graphs.exports import Exports
+from hotpolicy.runtime.versions.chain import check_delta
+from hotpolicy.runtime.versions.manifest import TensorInfo
 
 
 @dataclass(frozen=True)

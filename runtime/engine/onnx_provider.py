@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from hotpolicy.runtime.engine.onnx_cache import Compiled, Machine, nvidia
 from hotpolicy.runtime.errors import ConfigError
-from hotpolicy.runtime.quantise import BOUNDS
+from hotpolicy.runtime.graphs.quantise import BOUNDS
 
 Shapes = Mapping[str, Sequence[Sequence[int]]]  # input -> smallest, usual and largest shape
 

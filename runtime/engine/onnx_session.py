@@ -14,9 +14,9 @@ import onnxruntime as ort
 from hotpolicy.runtime.engine.onnx_provider import OnnxOptions, Shapes, provider_options, this_machine
 from hotpolicy.runtime.engine.processor import overflows_int8, threads_for
 from hotpolicy.runtime.errors import BundleError, ConfigError, EngineFault
-from hotpolicy.runtime.exported import Exported, GraphName
-from hotpolicy.runtime.manifest import TensorInfo, canonical
-from hotpolicy.runtime.quantise import encode
+from hotpolicy.runtime.graphs.exported import Exported, GraphName
+from hotpolicy.runtime.graphs.quantise import encode
+from hotpolicy.runtime.versions.manifest import TensorInfo, canonical
 
 # What ONNX Runtime raises for a graph or an input it cannot take; its classes have no public base.
 ORT_FAULTS: tuple[type[Exception], ...] = tuple(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from hotpolicy.runtime.router import Router
+from hotpolicy.runtime.serving.router import Router
 from hotpolicy.runtime.wire import Buffer
 
 

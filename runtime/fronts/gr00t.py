@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from hotpolicy.runtime.desk import Desk
 from hotpolicy.runtime.envelope import BOUNDARIES, one_line
 from hotpolicy.runtime.errors import BadRequest, Busy, EngineFault, HotpolicyError
 from hotpolicy.runtime.fronts import gr00t_action, keymap
@@ -26,8 +25,9 @@ from hotpolicy.runtime.fronts.rows import Rows
 from hotpolicy.runtime.fronts.settings import Gr00tSettings, same
 from hotpolicy.runtime.messages import Boundary, InferRequest
 from hotpolicy.runtime.metrics import Meter
-from hotpolicy.runtime.router import Router
 from hotpolicy.runtime.scheduler import Outcome
+from hotpolicy.runtime.serving.desk import Desk
+from hotpolicy.runtime.serving.router import Router
 from hotpolicy.runtime.wire import Buffer
 
 logger = logging.getLogger(__name__)

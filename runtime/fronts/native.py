@@ -10,7 +10,7 @@ from hotpolicy.runtime import envelope, wire
 from hotpolicy.runtime.envelope import Fields
 from hotpolicy.runtime.errors import BadRequest, EngineFault, HotpolicyError
 from hotpolicy.runtime.metrics import Meter
-from hotpolicy.runtime.router import Router
+from hotpolicy.runtime.serving.router import Router
 from hotpolicy.runtime.wire import Buffer, Caps, Message
 
 logger = logging.getLogger(__name__)

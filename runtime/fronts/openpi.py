@@ -14,13 +14,13 @@ import threading
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from hotpolicy.runtime.desk import Desk
 from hotpolicy.runtime.errors import Busy, ConfigError
 from hotpolicy.runtime.fronts import keymap
 from hotpolicy.runtime.fronts.keymap import Fitting
 from hotpolicy.runtime.fronts.openpi_talk import Talk
 from hotpolicy.runtime.fronts.settings import OpenpiSettings, same
 from hotpolicy.runtime.metrics import Meter
+from hotpolicy.runtime.serving.desk import Desk
 
 if TYPE_CHECKING:
     from websockets.http11 import Request, Response

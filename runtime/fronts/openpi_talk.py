@@ -9,7 +9,6 @@ import queue
 from typing import TYPE_CHECKING, Any
 
 from hotpolicy.runtime.clock import now
-from hotpolicy.runtime.desk import Desk
 from hotpolicy.runtime.envelope import one_line
 from hotpolicy.runtime.errors import BadRequest, Busy, EngineFault, HotpolicyError
 from hotpolicy.runtime.fronts import openpi_codec as codec
@@ -17,6 +16,7 @@ from hotpolicy.runtime.fronts.keymap import Fitting
 from hotpolicy.runtime.messages import ActionChunk, InferRequest
 from hotpolicy.runtime.metrics import Meter
 from hotpolicy.runtime.scheduler import Outcome
+from hotpolicy.runtime.serving.desk import Desk
 
 if TYPE_CHECKING:
     from websockets.sync.server import ServerConnection

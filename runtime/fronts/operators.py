@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from hotpolicy.runtime import envelope, wire
-from hotpolicy.runtime.desk import Desk
 from hotpolicy.runtime.errors import BadReply, BadRequest, Busy, HotpolicyError
 from hotpolicy.runtime.fronts.native import Native
-from hotpolicy.runtime.router import Router
+from hotpolicy.runtime.serving.desk import Desk
+from hotpolicy.runtime.serving.router import Router
 from hotpolicy.runtime.wire import COMMAND_CAPS, Buffer, Message
 
 logger = logging.getLogger(__name__)

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from functools import partial
 
 from hotpolicy.runtime import envelope, pictures, wire
-from hotpolicy.runtime.desk import Desk
 from hotpolicy.runtime.envelope import SESSION_LENGTH, Fields
 from hotpolicy.runtime.errors import BadRequest, HotpolicyError
 from hotpolicy.runtime.fronts.native import Native
-from hotpolicy.runtime.loan import Loan, Loans
 from hotpolicy.runtime.ring import SUPPORTED
-from hotpolicy.runtime.router import Router
 from hotpolicy.runtime.scheduler import Outcome
+from hotpolicy.runtime.serving.desk import Desk
+from hotpolicy.runtime.serving.loan import Loan, Loans
+from hotpolicy.runtime.serving.router import Router
 from hotpolicy.runtime.wire import Buffer, Message
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hotpolicy.runtime.graph import Graph
+from hotpolicy.runtime.graphs.graph import Graph
 from hotpolicy.runtime.model.pi0 import GemmaConfig
 
 FAR = -1e9  # added to what must not be seen; finite, so that a row with nothing to see is not NaN

@@ -12,11 +12,11 @@ import math
 
 import numpy as np
 
-from hotpolicy.runtime.graph import Graph
+from hotpolicy.runtime.graphs.graph import Graph
+from hotpolicy.runtime.graphs.quantise import Plan
 from hotpolicy.runtime.model.gemma_graph import Layers, adaptive_norm, gemma_norm, linear, mask_bias, rotation, silu
 from hotpolicy.runtime.model.pi0 import Pi0Config
 from hotpolicy.runtime.model.vision_graph import see
-from hotpolicy.runtime.quantise import Plan
 
 Memory = list[tuple[str, str]]  # per layer keys and values (batch, kv_heads, tokens, head_dim)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from hotpolicy.runtime.graph import Graph
+from hotpolicy.runtime.graphs.graph import Graph
 from hotpolicy.runtime.model.gemma_graph import linear, split_heads
 from hotpolicy.runtime.model.pi0 import Pi0Config, VisionConfig
 

@@ -27,16 +27,16 @@ def check(python: Path) -> None:
     """Serve an echo policy of that robot and swap it until the client has finished."""
     from hotpolicy.runtime.client import ControlClient
     from hotpolicy.runtime.config import ServeConfig
-    from hotpolicy.runtime.control import Control
     from hotpolicy.runtime.engine.echo_engine import seal_echo
     from hotpolicy.runtime.fronts import keymap_file
     from hotpolicy.runtime.fronts.settings import Gr00tSettings
-    from hotpolicy.runtime.golden import Golden
-    from hotpolicy.runtime.loader import load_with
     from hotpolicy.runtime.messages import CameraSpec, Joint, RobotSpec
     from hotpolicy.runtime.server import PolicyServer
+    from hotpolicy.runtime.serving.control import Control
     from hotpolicy.runtime.slot import Slot
     from hotpolicy.runtime.store import Store
+    from hotpolicy.runtime.versions.golden import Golden
+    from hotpolicy.runtime.versions.loader import load_with
 
     joints = {part: [f"{part}_{n}.pos" for n in range(width)] for part, width in PARTS.items()}
     spec = RobotSpec(

@@ -30,7 +30,7 @@ from made_up import JOINTS, SPEC, episode
 from hotpolicy.finetune.dataset import Dataset
 from hotpolicy.finetune.episodes import Episode
 from hotpolicy.finetune.recorder import Recorder
-from hotpolicy.finetune.repair import carry_out, plan, planned
+from hotpolicy.finetune.storage.repair import carry_out, plan, planned
 from hotpolicy.runtime.messages import CameraSpec
 
 FLAGS = ("intervention", "next.success", "policy_version")

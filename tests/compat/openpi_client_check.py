@@ -43,14 +43,14 @@ def check(python: Path) -> None:
     """Serve an echo policy, whose actions say which version made them; swap it until the client has finished."""
     from hotpolicy.runtime.client import ControlClient
     from hotpolicy.runtime.config import ServeConfig
-    from hotpolicy.runtime.control import Control
     from hotpolicy.runtime.engine.echo_engine import SPEC, seal_echo
     from hotpolicy.runtime.fronts.settings import OpenpiSettings
-    from hotpolicy.runtime.golden import Golden
-    from hotpolicy.runtime.loader import load_with
     from hotpolicy.runtime.server import PolicyServer
+    from hotpolicy.runtime.serving.control import Control
     from hotpolicy.runtime.slot import Slot
     from hotpolicy.runtime.store import Store
+    from hotpolicy.runtime.versions.golden import Golden
+    from hotpolicy.runtime.versions.loader import load_with
 
     with tempfile.TemporaryDirectory(prefix="hp") as folder:
         store = Store(f"{folder}/store")
