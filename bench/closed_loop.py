@@ -6,16 +6,43 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import zmq
 from null_policy import checksum
 
 from hotpolicy.runtime.messages import Observation
 
 Call = Callable[[Observation], float | None]  # one request; the checksum in its answer, None where it has none
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def own_memory() -> Callable[[Shapes], dict[str, np.ndarray]]:
+    """What a camera writes its pictures into: one buffer for each, used again for the next."""
+    buffers: dict[str, np.ndarray] = {}
+
+    def of(shapes: Shapes) -> dict[str, np.ndarray]:
+        if not buffers:
+            buffers.update({name: np.empty(shape, np.uint8) for name, shape in shapes.items()})
+        return buffers
+
+    return of
+
+
+class Asker(NamedTuple):
+    call: Call
+    buffers: Callable[[Shapes], dict[str, np.ndarray]]
+
+    def captured(self, seen: Observation) -> Observation:
+        """The observation as it is when cameras have just written its pictures where they are sent from."""
+        buffers = self.buffers({name: image.shape for name, image in seen.images.items()})
+        for name, image in seen.images.items():
+            np.copyto(buffers[name], image)
+        return replace(seen, images=buffers)
 
 
 def cpu_s(pid: int) -> float:
@@ -24,23 +51,25 @@ def cpu_s(pid: int) -> float:
     return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
 
-def measure(call: Call, seen: list[Observation], requests: int, pid: int) -> dict[str, Any]:
-    """A closed loop of requests: latencies in us, CPU per request in us on both sides, wrong answers. Whether an answer
-    is right is looked at after it was timed."""
+def measure(asker: Asker, seen: list[Observation], requests: int, pid: int) -> dict[str, Any]:
+    """A closed loop of requests: latencies in us, CPU per request in us on both sides, wrong answers. Pictures are
+    captured before, and whether an answer is right is looked at after it was timed."""
     expected = [checksum(observation) for observation in seen]
     for observation in seen:
-        call(observation)  # connections, caches, page faults
-    latencies, wrong = [], 0
-    server, client = cpu_s(pid), time.process_time()
+        asker.call(asker.captured(observation))  # connections, caches, page faults
+    latencies, wrong, client = [], 0, 0.0
+    server = cpu_s(pid)
     for number in range(requests):
-        began = time.perf_counter()
-        answer = call(seen[number % len(seen)])
+        observation = asker.captured(seen[number % len(seen)])
+        began, cpu = time.perf_counter(), time.process_time()
+        answer = asker.call(observation)
         latencies.append(1e6 * (time.perf_counter() - began))
+        client += time.process_time() - cpu
         wrong += answer is not None and answer != expected[number % len(seen)]
     return {
         "latencies": latencies,
         "server_cpu": 1e6 * (cpu_s(pid) - server) / requests,
-        "client_cpu": 1e6 * (time.process_time() - client) / requests,
+        "client_cpu": 1e6 * client / requests,
         "wrong": wrong,
     }
 

@@ -4,11 +4,12 @@
 
 A null policy answers 50x7 float32 actions; S is one 224x224x3 camera, L three of 640x480x3. `raw` is pyzmq REQ/ROUTER
 multipart with copy=False that parses nothing; `native` is PolicyServer and PolicyClient as robots use them, checks,
-scheduler and inference thread included; `shared` is the same with the pictures in shared memory. `--openpi` adds
-openpi's own server and client from PyPI, in a virtual environment that is made where it is not there. Rounds are
-interleaved and ratios are taken within a round, so that a busy machine disturbs all alike. Every answer but raw's
-carries a checksum of its observation, and each is verified after it was timed. CPU is the process's own, per request,
-from /proc (Linux).
+scheduler and inference thread included; `shared` is the same with the pictures copied into shared memory, `captured`
+with pictures that were captured there. Before each request, and not in its time, its pictures are written where they
+are sent from, as cameras do. `--openpi` adds openpi's own server and client from PyPI, in a virtual environment that is
+made where it is not there. Rounds are interleaved and ratios are taken within a round, so that a busy machine disturbs
+all alike. Every answer but raw's carries a checksum of its observation, and each is verified after it was timed. CPU is
+the process's own, per request, from /proc (Linux).
 Last, what JPEG costs on pictures of the virtual arm; `noise` is a sensor's, in grey levels.
 """
 
@@ -31,11 +32,11 @@ from transport_subjects import CLIENT, CONTEXT, SUBJECTS, Openpi, address, nativ
 def load(endpoint: str, size: str, seconds: float, results: Any) -> None:
     """One of several client processes at full rate."""
     seen, wrong, count, slowest = observations(size), 0, 0, 0.0
-    with native_client(endpoint) as call:
+    with native_client(endpoint) as asker:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             began = time.monotonic()
-            answer = call(seen[count % len(seen)])
+            answer = asker.call(seen[count % len(seen)])
             slowest = max(slowest, time.monotonic() - began)
             wrong += answer != checksum(seen[count % len(seen)])
             count += 1
@@ -92,8 +93,8 @@ def interleaved(
     peer = Openpi(openpi, size) if openpi else None
     for turn in range(rounds):
         for subject in SUBJECTS if turn % 2 else reversed(SUBJECTS):
-            with CLIENT[subject.split("-")[0]](endpoints[subject]) as call:
-                measured[subject].append(measure(call, seen, requests, servers[subject].pid or 0))
+            with CLIENT[subject.split("-")[0]](endpoints[subject]) as asker:
+                measured[subject].append(measure(asker, seen, requests, servers[subject].pid or 0))
         if peer:
             measured.setdefault("openpi", []).append(peer.ask(requests))
     if peer:

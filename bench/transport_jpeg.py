@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import numpy as np
-from closed_loop import measure, summary
+from closed_loop import Asker, measure, own_memory, summary
 from null_policy import HORIZON, JOINTS, OBSERVATIONS, SIZES
 from transport_subjects import address, start
 
@@ -53,7 +53,7 @@ def jpeg(rounds: int, requests: int) -> list[dict[str, Any]]:
                         def call(observation: Observation, client: PolicyClient = client) -> None:
                             assert client.infer(observation).actions.shape == (HORIZON, JOINTS)
 
-                        found.append(measure(call, seen, requests, server.pid or 0))
+                        found.append(measure(Asker(call, own_memory()), seen, requests, server.pid or 0))
             for quality, found in trips.items():
                 one = summary(found, trips[0])
                 trip = {"p50": one["p50"], "x_p50": one["x_p50"], "server_cpu": one["server_cpu"]}

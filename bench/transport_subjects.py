@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import zmq
-from closed_loop import Call, cpu_s
+from closed_loop import Asker, cpu_s, own_memory
 from null_policy import HORIZON, JOINTS, OBSERVATIONS, NullControl, NullSlot
 
 from hotpolicy.runtime.client import PolicyClient
@@ -24,7 +24,7 @@ from hotpolicy.runtime.config import ServeConfig
 from hotpolicy.runtime.messages import Observation
 from hotpolicy.runtime.server import PolicyServer
 
-SUBJECTS = ("raw-tcp", "native-tcp", "raw-ipc", "native-ipc", "shared-ipc")
+SUBJECTS = ("raw-tcp", "native-tcp", "raw-ipc", "native-ipc", "shared-ipc", "captured-ipc")
 OPENPI = ("openpi-client==0.1.2", "openpi-server==0.1.0", "typing_extensions")  # the last they import, and do not name
 CONTEXT = multiprocessing.get_context("spawn")
 
@@ -47,7 +47,7 @@ def serve_raw(size: str, endpoint: str) -> None:
 
 
 @contextmanager
-def raw_client(endpoint: str) -> Iterator[Call]:
+def raw_client(endpoint: str) -> Iterator[Asker]:
     header = b"h" * 180
     with zmq.Context.instance().socket(zmq.REQ) as socket:
         socket.linger = 0
@@ -57,18 +57,24 @@ def raw_client(endpoint: str) -> Iterator[Call]:
             socket.send_multipart([header, *observation.images.values()], copy=False)
             socket.recv_multipart(copy=False)
 
-        yield call
+        yield Asker(call, own_memory())
 
 
 @contextmanager
-def native_client(endpoint: str, shared: bool = False) -> Iterator[Call]:
+def native_client(endpoint: str, shared: bool = False, captured: bool = False) -> Iterator[Asker]:
     with PolicyClient(endpoint, timeout_s=30.0, shared_memory=shared) as client:
         client.wait_ready(30)
-        yield lambda observation: client.infer(observation).actions.item(0)
+        buffers = client.image_buffers if captured else own_memory()
+        yield Asker(lambda observation: client.infer(observation).actions.item(0), buffers)
 
 
-SERVE = {"raw": serve_raw, "native": serve_native, "shared": serve_native}
-CLIENT = {"raw": raw_client, "native": native_client, "shared": partial(native_client, shared=True)}
+SERVE = {"raw": serve_raw, "native": serve_native, "shared": serve_native, "captured": serve_native}
+CLIENT = {
+    "raw": raw_client,
+    "native": native_client,
+    "shared": partial(native_client, shared=True),
+    "captured": partial(native_client, shared=True, captured=True),
+}
 
 
 class Openpi:

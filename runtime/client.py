@@ -9,16 +9,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import zmq
 
-from hotpolicy.runtime import envelope, pictures, ring, wire
+from hotpolicy.runtime import envelope, pictures, wire
 from hotpolicy.runtime.clock import Deadline, now
 from hotpolicy.runtime.connection import Connection
 from hotpolicy.runtime.control_client import ControlClient
 from hotpolicy.runtime.envelope import ServerInfo
 from hotpolicy.runtime.errors import BadReply, BadRequest, ConfigError, HotpolicyError, LockedOut, ServerLost
 from hotpolicy.runtime.keys import ClientKeys
+from hotpolicy.runtime.lending import GREETING, Lending
 from hotpolicy.runtime.messages import ActionChunk, Boundary, InferRequest, Observation, Rtc
+from hotpolicy.runtime.ring import SUPPORTED
 from hotpolicy.runtime.wire import Message
 
 __all__ = ["ControlClient", "PolicyClient", "ServerInfo"]
@@ -81,6 +84,18 @@ class PolicyClient(Connection):
     def lends(self) -> bool:
         """Whether the next pictures go through shared memory."""
         return self._lending is not None and bool(self._lending.allowed)
+
+    def image_buffers(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+        """Memory for the pictures of the next observation, uint8, by camera, for whoever captures or decodes them to
+        write into. Where `lends`, the server reads them right there, and nothing copies them; elsewhere it is memory as
+        any. Theirs to write until the request that carries these very arrays, all of them, is sent; the server's until
+        it is answered. A second call takes back what was not sent. `shapes`: (height, width, 3). Raises ConfigError."""
+        for camera, shape in shapes.items():
+            if len(shape) != 3 or any(type(size) is not int or not 0 < size <= 1 << 16 for size in shape):
+                raise ConfigError(f"shapes.{camera}: expected height, width and colours, got {shape!r}")
+        if self._lending:
+            return self._lending.reserve(shapes)
+        return {camera: np.empty(shape, np.uint8) for camera, shape in shapes.items()}
 
     def hello(self) -> ServerInfo:
         """What the server serves. Raises ServerLost (LockedOut, where it does not let us in), BadReply."""
@@ -172,7 +187,7 @@ class PolicyClient(Connection):
         if lending is None:
             return _Asked(request.id, deadline, self._post(message, until))
         if lending.about(self.endpoint):
-            self._post(envelope.message("hello", ring.GREETING), until)
+            self._post(envelope.message("hello", GREETING), until)
             lending.asked = True
         lent = lending.lend(message)
         try:
@@ -196,14 +211,14 @@ class PolicyClient(Connection):
                 asked.again = True
                 asked.server = self._post(self._message(asked.lent), until)
 
-    def _lender(self, wanted: bool | None) -> ring.Lending | None:
+    def _lender(self, wanted: bool | None) -> Lending | None:
         """Raises ConfigError where it is wanted and cannot be."""
         local = any(endpoint.startswith("ipc://") for endpoint in self.endpoints)
-        if wanted and not (local and ring.SUPPORTED):
+        if wanted and not (local and SUPPORTED):
             Connection.close(self)
-            expected = "an ipc endpoint" if ring.SUPPORTED else "Linux, whose memfd it needs"
+            expected = "an ipc endpoint" if SUPPORTED else "Linux, whose memfd it needs"
             raise ConfigError(f"shared_memory: expected {expected}, got {self.endpoint!r}")
-        return ring.Lending(self.endpoint) if local and ring.SUPPORTED else None
+        return Lending(self.endpoint) if local and SUPPORTED else None
 
     def _message(self, request: InferRequest) -> Message:
         message = envelope.from_request(request)

@@ -5,6 +5,8 @@ whatever way that ended; nothing has to be unlinked, and no resource tracker to 
 in /dev/shm a client could cut off the end while the server reads, and that kills the reader. A reference says where to
 find it: process, descriptor and name, then the slot and its generation.
 
+Pictures are copied into a slot, or captured there in the first place (`reserve`).
+
 Rule 1: a client does not write a slot again before its request was answered.
 Rule 2: a server compares the slot's generation before and after a policy has read it. So a client that breaks rule 1
 gets an error, never an action computed from half of one picture and half of another.
@@ -15,12 +17,13 @@ This file is the client's side and the layout; the server's is loan.py. It knows
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import os
 import struct
 import uuid
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +38,7 @@ try:
 except (ImportError, AttributeError):  # not Linux
     SUPPORTED = False
 
+Shapes = Mapping[str, Sequence[int]]  # by camera: (height, width, 3)
 PREFIX = "hotpolicy-ring-"  # of the memfd's name, then 32 hexadecimal digits
 LAYOUT = struct.Struct("<16sIIQ")  # magic, version, slots, bytes of a slot; at offset 0
 MAGIC, VERSION = b"hotpolicy ring", 1
@@ -44,8 +48,7 @@ LINE = 64  # bytes; pictures in a slot begin at multiples of it
 PAGE = 4096  # bytes of the header, and what a slot's size is a multiple of
 SLOTS = 4  # one is read, one is written, and two more were superseded and are not answered yet
 MOST_SLOTS = (PAGE - GENERATIONS_AT) // LINE
-GREETING = 0  # the id of the question whether the server reads rings; requests begin at 1
-LEAST_BYTES = 64 << 10  # of all pictures together; below, frames are as quick
+RESERVED = -1  # instead of a request's id: a slot that is being written for the next one
 
 
 class Ring:
@@ -66,23 +69,54 @@ class Ring:
         self._bytes: np.ndarray | None = np.frombuffer(self._map, np.uint8)
         LAYOUT.pack_into(self._map, 0, MAGIC, VERSION, slots, self.slot_bytes)
         self._lent: list[int | None] = [None] * slots  # by slot: the request whose answer is awaited
+        self._generations = [generation] * slots
+        self._places: dict[str, np.ndarray] = {}  # in the reserved slot
+
+    def reserve(self, shapes: Shapes) -> dict[str, np.ndarray] | None:
+        """Where the pictures of the next request may be written, instead of what was reserved before; None when no slot
+        is free or they do not fit one."""
+        self.answered(RESERVED)
+        self._places = self._take(RESERVED, shapes) or {}
+        return self._places or None
+
+    def claim(self, id: int, images: Mapping[str, np.ndarray]) -> bool:
+        """Whether these are the places that were reserved. From then on their slot is this request's."""
+        places = self._places
+        if not places or images.keys() != places.keys() or any(images[name] is not places[name] for name in places):
+            return False
+        self._lent[self._lent.index(RESERVED)] = id
+        self._places = {}
+        return True
 
     def lend(self, id: int, images: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, Lent]] | None:
-        """Copy the pictures (uint8) of request `id` into a slot. Returns the reference and a stand-in for each picture,
-        or None when no slot is free or they do not fit one."""
-        if None not in self._lent or needed(images) > self.slot_bytes or self._bytes is None:
+        """The pictures (uint8) of request `id` in a slot, copied unless they lie there already. Returns the reference
+        and a stand-in for each picture, or None when no slot is free or they do not fit one."""
+        if not self.claim(id, images):
+            places = self._take(id, shapes_of(images))
+            if places is None:
+                return None
+            for camera, image in images.items():
+                np.copyto(places[camera], image)
+        at, lent = 0, {}
+        for camera, image in images.items():
+            lent[camera] = Lent(image.shape, at)
+            at += _up(image.nbytes, LINE)
+        return self._reference(self._lent.index(id)), lent
+
+    def _take(self, id: int, shapes: Shapes) -> dict[str, np.ndarray] | None:
+        """A free slot, cut into pictures of these shapes."""
+        if None not in self._lent or needed(shapes) > self.slot_bytes or self._bytes is None:
             return None
         slot = self._lent.index(None)  # the lowest: it is the one most likely still in a cache
         self._lent[slot] = id
-        self._generation = (self._generation + 1) & 0xFFFFFFFF
+        self._generations[slot] = self._generation = (self._generation + 1) & 0xFFFFFFFF
         GENERATION.pack_into(self._map, GENERATIONS_AT + slot * LINE, self._generation)
-        begin, at, lent = PAGE + slot * self.slot_bytes, 0, {}
-        for camera, image in images.items():
-            place = self._bytes[begin + at : begin + at + image.nbytes].reshape(image.shape)
-            np.copyto(place, image)
-            lent[camera] = Lent(image.shape, at)
-            at = _up(at + image.nbytes, LINE)
-        return self._reference(slot), lent
+        at, places = PAGE + slot * self.slot_bytes, {}
+        for camera, shape in shapes.items():
+            size = math.prod(shape)
+            places[camera] = self._bytes[at : at + size].reshape(shape)
+            at += _up(size, LINE)
+        return places
 
     def answered(self, id: int) -> None:
         """The server has done with what was lent for this request."""
@@ -90,87 +124,24 @@ class Ring:
             self._lent[self._lent.index(id)] = None
 
     def close(self) -> None:
-        """A server that still reads keeps the memory for as long as it does."""
-        self._bytes = None
+        """Whoever still reads keeps the memory for as long as it does, and so do the arrays that `reserve` gave."""
+        self._bytes, self._places = None, {}
         with contextlib.suppress(BufferError):
             self._map.close()
         self._close()
 
     def _reference(self, slot: int) -> dict[str, Any]:
-        return {"pid": self._pid, "fd": self._fd, "name": self.name, "slot": slot, "generation": self._generation}
+        generation = self._generations[slot]
+        return {"pid": self._pid, "fd": self._fd, "name": self.name, "slot": slot, "generation": generation}
 
 
-class Lending:
-    """Whether a client may lend, and the ring it lends from. Until a server has said that it reads rings, and after it
-    was lost, pictures go as frames."""
-
-    def __init__(self, endpoint: str) -> None:
-        self._server = ""  # the endpoint that this is about
-        self.allowed: bool | None = None  # None: the server is to be asked
-        self.asked = False  # the question is on its way
-        self._ring: Ring | None = None
-        self.about(endpoint)
-
-    def about(self, endpoint: str) -> bool:
-        """The next request goes to this server. Whether it is to be asked first."""
-        if endpoint != self._server:
-            self._server, self.asked = endpoint, False
-            self.allowed = None if endpoint.startswith("ipc://") else False
-        return self.allowed is None and not self.asked
-
-    def lend(self, message: dict[str, Any]) -> bool:
-        """Exchange the pictures of an infer message for stand-ins, where that pays and is allowed."""
-        images = message["images"]
-        if not self.allowed or not all(_picture(image) for image in images.values()):
-            return False
-        size = needed(images)
-        if size < LEAST_BYTES:
-            return False
-        lent = self._ring.lend(message["id"], images) if self._ring else None
-        if lent is None:  # the first; or larger pictures; or so many answers were lost that no slot is free
-            self.close()
-            try:
-                self._ring = Ring(size)
-            except OSError:  # no memory, or none of this kind: there are frames
-                self.allowed = False
-                return False
-            lent = self._ring.lend(message["id"], images)
-            assert lent is not None
-        message["ring"], message["images"] = lent
-        return True
-
-    def heard(self, reply: Mapping[str, Any]) -> bool:
-        """Take note of any reply. Whether it answers the question of this object, and nobody else awaits it."""
-        self.answered(reply["id"])
-        if self.allowed is None and reply["kind"] == "hello":
-            self.allowed = reply.get("shared_memory") is True
-        if not self.asked or reply["id"] != GREETING:
-            return False
-        self.allowed, self.asked = bool(self.allowed), False
-        return True
-
-    def answered(self, id: int) -> None:
-        if self._ring:
-            self._ring.answered(id)
-
-    def lost(self) -> None:
-        """The server did not answer: whoever is there next is asked again."""
-        if self._server.startswith("ipc://"):
-            self.allowed, self.asked = None, False
-
-    def close(self) -> None:
-        if self._ring:
-            self._ring.close()
-            self._ring = None
+def shapes_of(images: Mapping[str, np.ndarray]) -> Shapes:
+    return {camera: image.shape for camera, image in images.items()}
 
 
-def needed(images: Mapping[str, np.ndarray]) -> int:
-    """Bytes of a slot that these fill."""
-    return sum(_up(image.nbytes, LINE) for image in images.values())
-
-
-def _picture(image: object) -> bool:
-    return isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.nbytes > 0
+def needed(shapes: Shapes) -> int:
+    """Bytes of a slot that pictures of these shapes fill."""
+    return sum(_up(math.prod(shape), LINE) for shape in shapes.values())
 
 
 def _up(size: int, step: int) -> int:

@@ -23,6 +23,7 @@ from hotpolicy.runtime import ring as rings
 from hotpolicy.runtime.client import PolicyClient
 from hotpolicy.runtime.config import ServeConfig
 from hotpolicy.runtime.errors import BadRequest, ConfigError, ServeError, ServerLost
+from hotpolicy.runtime.lending import Lending
 from hotpolicy.runtime.messages import CameraSpec, Observation, RobotSpec
 from hotpolicy.runtime.ring import LINE, PAGE, PREFIX, SEALS, Ring
 from hotpolicy.runtime.server import PolicyServer
@@ -174,7 +175,7 @@ def test_a_reference_on_tcp_is_refused_by_name(serve: Serve) -> None:
     server = serve(endpoint="tcp://127.0.0.1:0")
     with lending(server) as client:
         assert not client.hello().shared_memory
-        client._lending = rings.Lending(server.endpoint)
+        client._lending = Lending(server.endpoint)
         client._lending.allowed = True
         assert level(client, seen(4)) == 4, "sent again as frames"
         assert (client.lends, server.stats()["counts"]["bad_request"]) == (False, 1)
@@ -230,6 +231,71 @@ def answered(client: PolicyClient, value: int) -> bool:
         return level(client, seen(value)) == value
     except ServeError:
         return False
+
+
+# Pictures that are captured where the server reads them.
+
+SHAPES = dict.fromkeys(CAMERAS, (240, 320, 3))
+
+
+def captured(client: PolicyClient, front: int, left: int) -> Observation:
+    buffers = client.image_buffers(SHAPES)
+    for camera, value in zip(CAMERAS, (front, left), strict=True):
+        buffers[camera][:] = value
+    return Observation(buffers, np.zeros(6, np.float32), "look")
+
+
+def ring_of(client: PolicyClient) -> Ring:
+    assert client._lending
+    assert client._lending._ring
+    return client._lending._ring
+
+
+def test_pictures_captured_in_shared_memory_are_not_copied(serve: Serve) -> None:
+    with lending(serve()) as client:
+        for n in range(3 * rings.SLOTS):
+            before = captured(client, 1, 1)  # never sent: taken back
+            made, slots = ring_of(client), ring_of(client)._generation
+            observation = captured(client, n, 255 - n)
+            assert all(np.shares_memory(image, made._bytes) for image in observation.images.values())
+            assert level(client, observation) == n + 256 * (255 - n)
+            assert made._generation == slots + 1, "a copy would have taken another slot"
+            assert before.images["front"] is not observation.images["front"]
+        assert ring_of(client) is made
+
+
+def test_buffers_stay_the_writers_while_other_pictures_are_sent(serve: Serve) -> None:
+    with lending(serve()) as client:
+        observation = captured(client, 7, 0)
+        assert level(client, seen(1)) == 1
+        assert level(client, Observation({**observation.images}, observation.state, "look")) == 7
+        again = captured(client, 8, 0)
+        part = Observation({**again.images, "left": np.full(SHAPES["left"], 2, np.uint8)}, again.state, "look")
+        assert level(client, part) == 8 + 256 * 2, "not all of them: copied, as any others are"
+        assert level(client, again) == 8
+        assert level(client, again) == 8, "sent once more after the answer: copied too"
+
+
+def test_buffers_sent_as_frames_are_not_handed_out_again_before_the_answer() -> None:
+    lends = Lending("ipc:///somebody")
+    lends.allowed = True
+    first = lends.reserve(SHAPES)
+    lends.lost()
+    assert not lends.lend({"id": 1, "images": first}), "the server is to be asked anew"
+    lends.allowed = True
+    assert not np.shares_memory(lends.reserve(SHAPES)["front"], first["front"])
+    lends.answered(1)
+    assert np.shares_memory(lends.reserve(SHAPES)["front"], first["front"])
+    lends.close()
+    first["front"][:] = 1  # and whoever has them may keep them
+
+
+def test_buffers_where_nothing_is_lent_are_memory_as_any(serve: Serve) -> None:
+    with lending(serve(endpoint="tcp://127.0.0.1:0")) as client:
+        assert level(client, captured(client, 3, 4)) == 3 + 256 * 4
+        for shape in ((240, 320), (0, 320, 3), (240, 320.0, 3)):
+            with pytest.raises(ConfigError, match=r"^shapes\.front: expected height, width and colours, got \("):
+                client.image_buffers({"front": shape})  # type: ignore[dict-item]
 
 
 # When a client is gone.
@@ -317,7 +383,7 @@ def pictures(value: int = 0) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def ring() -> Iterator[Ring]:
-    made = Ring(rings.needed(pictures()))
+    made = Ring(rings.needed(rings.shapes_of(pictures())))
     yield made
     made.close()
 
@@ -399,7 +465,7 @@ def test_superseded_requests_give_their_slots_back(serve: Serve) -> None:
 
 
 def test_answers_that_never_come_cost_a_new_ring_not_an_overwritten_one() -> None:
-    lends = rings.Lending("ipc:///nobody")
+    lends = Lending("ipc:///nobody")
     lends.allowed = True
     names = set()
     for id in range(2 * rings.SLOTS):
@@ -513,7 +579,7 @@ def test_any_reference_is_read_or_refused(change: dict, shape: list, place: Any,
 
     from hotpolicy.runtime import wire
 
-    made, loans = Ring(rings.needed(pictures())), Loans(4, 1 << 20)
+    made, loans = Ring(rings.needed(rings.shapes_of(pictures()))), Loans(4, 1 << 20)
     try:
         one = made.lend(1, pictures())
         assert one is not None
