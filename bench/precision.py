@@ -18,12 +18,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from hotpolicy.launch.fleet import Exam, Fleet, by_verb
 from hotpolicy.launch.machine import describe_machine
 from hotpolicy.launch.nano import SHIPPED, VERBS
+from hotpolicy.launch.play.fleet import Exam, Fleet, by_verb
 from hotpolicy.launch.processes import Child
-from hotpolicy.launch.results import interval
 from hotpolicy.launch.rollouts import Score, rollout
+from hotpolicy.launch.success import interval
 from hotpolicy.robots.sim.tasks import KNOWN_COLOURS, Task
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.clock import now

@@ -31,10 +31,10 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Keep the working folder: store, logs, sockets.")] = False,
 ) -> None:
     """Teach a virtual SO-101 a new task while it is being served, swap in what it learned, and take it back."""
-    from hotpolicy.launch.acts import Play
-    from hotpolicy.launch.report import write_report
-    from hotpolicy.launch.results import bars
-    from hotpolicy.launch.story import Story
+    from hotpolicy.launch.play.acts import Play
+    from hotpolicy.launch.play.report import write_report
+    from hotpolicy.launch.play.results import bars
+    from hotpolicy.launch.play.story import Story
     from hotpolicy.runtime.errors import ConfigError
 
     if teleop not in ("scripted", "keyboard"):

@@ -29,7 +29,7 @@ def pretrain_nano(
     from hotpolicy.finetune.pretrainer import PretrainConfig, Progress
     from hotpolicy.launch import nano
     from hotpolicy.launch.console import show
-    from hotpolicy.launch.results import interval
+    from hotpolicy.launch.success import interval
     from hotpolicy.robots.sim.tasks import KNOWN_COLOURS
 
     torch.set_num_threads(threads)

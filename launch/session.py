@@ -90,14 +90,14 @@ def session(
     server between two episodes, by itself or when you say so, and tried. A killed session goes on with the same
     command."""
     from hotpolicy.finetune.recorder import Recorder
-    from hotpolicy.launch import session_file
-    from hotpolicy.launch.background import Commands, Tuner
     from hotpolicy.launch.keys import client_keys
-    from hotpolicy.launch.practice import Practice, legend
     from hotpolicy.launch.profile import load_profile
     from hotpolicy.launch.rig import Rig
-    from hotpolicy.launch.session_loop import Session
-    from hotpolicy.launch.session_plan import read_plan
+    from hotpolicy.launch.sessions import file as session_file
+    from hotpolicy.launch.sessions.background import Commands, Tuner
+    from hotpolicy.launch.sessions.loop import Session
+    from hotpolicy.launch.sessions.plan import read_plan
+    from hotpolicy.launch.sessions.practice import Practice, legend
     from hotpolicy.launch.versions import connect, open_store
 
     given = {

@@ -5,11 +5,11 @@ from collections import deque
 import numpy as np
 import pytest
 
-from hotpolicy.launch.examiner import NEW, OLD, p99
-from hotpolicy.launch.film import Film
-from hotpolicy.launch.fleet import Answer, by_verb
-from hotpolicy.launch.lesson import follow
 from hotpolicy.launch.machine import describe_machine
+from hotpolicy.launch.play.examiner import NEW, OLD, p99
+from hotpolicy.launch.play.film import Film
+from hotpolicy.launch.play.fleet import Answer, by_verb
+from hotpolicy.launch.play.lesson import follow
 from hotpolicy.launch.processes import Child
 from hotpolicy.launch.rollouts import Score, no_colour, other_images, share
 from hotpolicy.launch.trials import simulated

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hotpolicy.launch.charts import Curve, Latency
-from hotpolicy.launch.report import Strip, rate_rows, write_report
-from hotpolicy.launch.results import bars, check_results, interval
+from hotpolicy.launch.play.charts import Curve, Latency
+from hotpolicy.launch.play.report import Strip, rate_rows, write_report
+from hotpolicy.launch.play.results import bars, check_results
+from hotpolicy.launch.success import interval
 from hotpolicy.runtime.errors import ConfigError
 from hotpolicy.runtime.versions.history import Change
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from hotpolicy.launch import session_state as states
-from hotpolicy.launch.practice import Practice
-from hotpolicy.launch.session_file import load
-from hotpolicy.launch.session_loop import Session
-from hotpolicy.launch.session_plan import SessionPlan
+from hotpolicy.launch.sessions import state as states
+from hotpolicy.launch.sessions.file import load
+from hotpolicy.launch.sessions.loop import Session
+from hotpolicy.launch.sessions.plan import SessionPlan
+from hotpolicy.launch.sessions.practice import Practice
 from hotpolicy.runtime.errors import TuningError, UnknownVersion
 
 
@@ -134,8 +134,8 @@ class Server:
 
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SessionPlan:
-    monkeypatch.setattr("hotpolicy.launch.session_pipeline._errors", lambda folder: (5.0, 2.0))
-    monkeypatch.setattr("hotpolicy.launch.session_pipeline._base_of", lambda store, version: "base")
+    monkeypatch.setattr("hotpolicy.launch.sessions.pipeline._errors", lambda folder: (5.0, 2.0))
+    monkeypatch.setattr("hotpolicy.launch.sessions.pipeline._base_of", lambda store, version: "base")
     return SessionPlan(tmp_path, ("wave",), rounds=2, episodes=2, tries=2, promote="auto")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hotpolicy.launch.session_plan import SHIPPED, Gate, Keys, read_plan
+from hotpolicy.launch.sessions.plan import SHIPPED, Gate, Keys, read_plan
 from hotpolicy.runtime.errors import ConfigError
 
 FILE = """\

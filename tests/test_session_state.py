@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotpolicy.launch import session_file as files
-from hotpolicy.launch.session_events import (
+from hotpolicy.launch.sessions import file as files
+from hotpolicy.launch.sessions.events import (
     TRANSITIONS,
     Baseline,
     Begin,
@@ -25,7 +25,7 @@ from hotpolicy.launch.session_events import (
     Tried,
     advance,
 )
-from hotpolicy.launch.session_state import Job, State, activity, may_begin, on_trial
+from hotpolicy.launch.sessions.state import Job, State, activity, may_begin, on_trial
 from hotpolicy.runtime.errors import ConfigError, TuningError
 
 PLAN = {"rounds": 2, "episodes": 4}

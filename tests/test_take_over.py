@@ -15,9 +15,9 @@ import yaml
 from hotpolicy.finetune.dataset import Dataset
 from hotpolicy.finetune.recorder import Recorder
 from hotpolicy.finetune.samples import taught
-from hotpolicy.launch.practice import Corrections
 from hotpolicy.launch.profile import load_profile
 from hotpolicy.launch.rig import Rig
+from hotpolicy.launch.sessions.practice import Corrections
 from hotpolicy.launch.teleop import operator
 from hotpolicy.robots.arms.so import SO101_FOLLOWER, SO101_LEADER
 from hotpolicy.robots.calibration import JointCalibration, write_calibration

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-from hotpolicy.launch.session_state import Job, Phase, Round, State
+from hotpolicy.launch.sessions.state import Job, Phase, Round, State
 from hotpolicy.runtime import durable
 from hotpolicy.runtime.errors import ConfigError
 

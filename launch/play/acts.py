@@ -11,17 +11,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hotpolicy.launch.charts import Curve, Latency
-from hotpolicy.launch.classroom import demonstrate
-from hotpolicy.launch.examiner import HARD, NEW, OLD, Examiner, counts, p99, total
-from hotpolicy.launch.fleet import Exam, Fleet, Station
-from hotpolicy.launch.lesson import Lesson
 from hotpolicy.launch.machine import describe_machine
 from hotpolicy.launch.nano import SHIPPED
+from hotpolicy.launch.play.charts import Curve, Latency
+from hotpolicy.launch.play.classroom import demonstrate
+from hotpolicy.launch.play.examiner import HARD, NEW, OLD, Examiner, counts, p99, total
+from hotpolicy.launch.play.fleet import Exam, Fleet, Station
+from hotpolicy.launch.play.lesson import Lesson
+from hotpolicy.launch.play.report import Strip
+from hotpolicy.launch.play.story import Story
 from hotpolicy.launch.processes import Child
-from hotpolicy.launch.report import Strip
 from hotpolicy.launch.rollouts import Score
-from hotpolicy.launch.story import Story
 from hotpolicy.robots.sim.tasks import PHRASES
 from hotpolicy.runtime.client import ControlClient
 from hotpolicy.runtime.clock import now

@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from hotpolicy.launch.results import interval
-from hotpolicy.launch.session_state import Round
+from hotpolicy.launch.sessions.state import Round
+from hotpolicy.launch.success import interval
 
 PLOT = "session.png"
 STYLES = {"live": "green", "refused": "red", "not live": "red", "left": "yellow", "passed": "cyan"}

@@ -1,4 +1,4 @@
-"""What a run of the demo found: the exact keys of report.json, the bars it has to reach, and honest intervals."""
+"""What a run of the demo found: the exact keys of report.json, and the bars it has to reach."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hotpolicy.launch.success import rate
 from hotpolicy.runtime.errors import ConfigError
 
 Results = Mapping[str, Any]
@@ -94,18 +95,6 @@ _KINDS = {
     "whole": ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
     "number": ("a finite number", _is_number),
 }
-
-
-def rate(result: Mapping[str, int]) -> float:
-    return result["successes"] / result["episodes"]
-
-
-def interval(result: Mapping[str, int]) -> tuple[float, float]:
-    """95 % Wilson interval of a success rate, both ends in 0..1."""
-    from scipy.stats import binomtest  # half a second to import, and only reports need it
-
-    found = binomtest(result["successes"], result["episodes"]).proportion_ci(0.95, method="wilson")
-    return float(found.low), float(found.high)
 
 
 @dataclass(frozen=True, slots=True)

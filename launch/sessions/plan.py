@@ -11,7 +11,7 @@ from hotpolicy.launch.fields import Fields
 from hotpolicy.launch.options import CONTROL, ROBOT, STORE
 from hotpolicy.runtime.errors import ConfigError
 
-SHIPPED = Path(__file__).parent / "configs" / "sessions"
+SHIPPED = Path(__file__).parent.parent / "configs" / "sessions"
 COLLECT, PROMOTE = ("demonstrate", "correct"), ("ask", "auto")
 # Keys of a terminal that no operator uses: joints have q to o and a to l, c x p and the arrows are taken as well.
 FREE_KEYS = tuple("zvbnm0123456789")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from hotpolicy.launch.session_state import Job, Phase, Round, State
+from hotpolicy.launch.sessions.state import Job, Phase, Round, State
 from hotpolicy.runtime.errors import TuningError
 
 

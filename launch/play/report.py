@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from hotpolicy.launch.charts import Curve, Latency, RateRow, curve_svg, latency_svg, rates_svg
-from hotpolicy.launch.results import Results, bars, check_results, interval, rate
+from hotpolicy.launch.play.charts import Curve, Latency, RateRow, curve_svg, latency_svg, rates_svg
+from hotpolicy.launch.play.results import Results, bars, check_results
+from hotpolicy.launch.success import interval, rate
 from hotpolicy.runtime.errors import ConfigError
 
 _TEMPLATES = Path(__file__).parent / "templates"

@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from hotpolicy.launch.results import Bar, interval
+from hotpolicy.launch.play.results import Bar
 from hotpolicy.launch.rollouts import Score
+from hotpolicy.launch.success import interval
 from hotpolicy.runtime.clock import now
 
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hotpolicy.launch.film import Film
-from hotpolicy.launch.fleet import Answer, Exam, Fleet, by_verb
 from hotpolicy.launch.nano import VERBS
-from hotpolicy.launch.report import Strip
+from hotpolicy.launch.play.film import Film
+from hotpolicy.launch.play.fleet import Answer, Exam, Fleet, by_verb
+from hotpolicy.launch.play.report import Strip
+from hotpolicy.launch.play.story import Story
 from hotpolicy.launch.rollouts import Score, share
-from hotpolicy.launch.story import Story
 from hotpolicy.robots.feed import Feed
 from hotpolicy.robots.sim.tasks import KNOWN_COLOURS, PHRASES, Task
 

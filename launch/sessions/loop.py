@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from hotpolicy.launch.session_events import Baseline, RolledBack, Tried
-from hotpolicy.launch.session_journal import Journal
-from hotpolicy.launch.session_pipeline import Pipeline
-from hotpolicy.launch.session_state import Activity, State, activity, on_trial
+from hotpolicy.launch.sessions.events import Baseline, RolledBack, Tried
+from hotpolicy.launch.sessions.journal import Journal
+from hotpolicy.launch.sessions.pipeline import Pipeline
+from hotpolicy.launch.sessions.state import Activity, State, activity, on_trial
 from hotpolicy.runtime.errors import HotpolicyError
 
 if TYPE_CHECKING:
     from hotpolicy.finetune.recorder import Recorder
-    from hotpolicy.launch.background import Commands, Reply, Tuner
-    from hotpolicy.launch.practice import Practice
-    from hotpolicy.launch.session_plan import SessionPlan
+    from hotpolicy.launch.sessions.background import Commands, Reply, Tuner
+    from hotpolicy.launch.sessions.plan import SessionPlan
+    from hotpolicy.launch.sessions.practice import Practice
 
 
 class Session:

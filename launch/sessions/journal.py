@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from hotpolicy.launch import session_file
-from hotpolicy.launch.progress import save_plot, show_round
-from hotpolicy.launch.session_events import Event, advance
-from hotpolicy.launch.session_state import State
+from hotpolicy.launch.sessions import file as session_file
+from hotpolicy.launch.sessions.events import Event, advance
+from hotpolicy.launch.sessions.progress import save_plot, show_round
+from hotpolicy.launch.sessions.state import State
 
 
 class Journal:

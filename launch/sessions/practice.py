@@ -19,7 +19,7 @@ from hotpolicy.runtime.client import PolicyClient
 if TYPE_CHECKING:
     from hotpolicy.finetune.recorder import Recorder
     from hotpolicy.launch.rig import Rig
-    from hotpolicy.launch.session_plan import SessionPlan
+    from hotpolicy.launch.sessions.plan import SessionPlan
     from hotpolicy.robots.loop import EpisodeReport
     from hotpolicy.robots.robot import Operator
     from hotpolicy.robots.sources import Source

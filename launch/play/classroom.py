@@ -8,8 +8,8 @@ from pathlib import Path
 
 from hotpolicy.finetune.dataset import Dataset
 from hotpolicy.finetune.recorder import Recorder
+from hotpolicy.launch.play.story import Story
 from hotpolicy.launch.rig import Rig
-from hotpolicy.launch.story import Story
 from hotpolicy.launch.teleop import LINGER, collect
 from hotpolicy.robots.feed import Feed
 from hotpolicy.robots.sim.tasks import Task

@@ -9,8 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from hotpolicy.launch.processes import Child
-from hotpolicy.launch.session_plan import SessionPlan
-from hotpolicy.launch.session_state import Job
+from hotpolicy.launch.sessions.plan import SessionPlan
+from hotpolicy.launch.sessions.state import Job
 from hotpolicy.launch.versions import connect
 from hotpolicy.runtime.client import ControlClient
 from hotpolicy.runtime.clock import Deadline
