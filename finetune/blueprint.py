@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hotpolicy.finetune.activations import Activations, counting
 from hotpolicy.finetune.cache import frame_bytes
-from hotpolicy.finetune.gauge import FRAMES, Cost, learning, set_free
+from hotpolicy.finetune.gauge import FRAMES, Cost, set_free
 from hotpolicy.finetune.learner import computing
 from hotpolicy.finetune.lora import folded, is_adapter
 from hotpolicy.finetune.settings import TuneConfig
@@ -67,7 +67,7 @@ class Blueprint:
 
     def _cost(self, model: Vla, stage: Stage, config: TuneConfig) -> Cost:
         kept = self._kept(model, stage.frozen_prefix, config)
-        return Cost.of(kept, FRAMES, learning(model))
+        return Cost.of(kept, FRAMES, model)
 
     def _kept(self, model: Vla, frozen: bool, config: TuneConfig) -> Activations:
         width, horizon = model.config.action_dim, model.config.horizon

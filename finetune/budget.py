@@ -36,6 +36,7 @@ class Memory:
     best: int  # the best weights so far, where a run may end with them
     activations: int  # of the frames computed at one time
     holes: int  # that freed activations leave and no gradient fills
+    folding: int  # at the end: weights that adapters are folded into, as far as they do not fit such holes
     cache: int  # K/V in memory
 
     @property
@@ -99,7 +100,7 @@ def plan(costs: Sequence[Cost], shares: Sequence[float], config: TuneConfig, giv
     parts = [_memory(cost, given, config) for cost in costs]
     kept = [_kept(cost, given.frames, config) for cost in costs]
     steps = [
-        config.batch * (cost.seconds - (cost.prefix_seconds if where != "no" else 0)) + OPTIMISER_S * cost.trained
+        config.batch * _seconds(cost, where != "no", config.recompute) + OPTIMISER_S * cost.trained
         for cost, where in zip(costs, kept, strict=True)
     ]
     reading = (given.frames * cost.prefix_seconds for cost, where in zip(costs, kept, strict=True) if where != "no")
@@ -141,6 +142,11 @@ def _milder(config: TuneConfig) -> Iterator[TuneConfig]:
         yield replace(config, cache_bytes=0, recompute=True, accumulate=config.batch)
 
 
+def _seconds(cost: Cost, kept: bool, recompute: bool) -> float:
+    """Of a frame."""
+    return cost.seconds - (cost.prefix_seconds if kept else 0.0) + (cost.there_seconds if recompute else 0.0)
+
+
 def _kept(cost: Cost, frames: int, config: TuneConfig) -> str:
     if not cost.cache or config.caching == "off":
         return "no"
@@ -161,5 +167,6 @@ def _memory(cost: Cost, given: Situation, config: TuneConfig) -> Memory:
         best=FP32 * cost.trained if keeps else 0,
         activations=activations,
         holes=max(0, int(HOLES * activations) - gradients),
+        folding=max(0, cost.folded - int(HOLES * activations)),
         cache=cost.cache * given.frames if _kept(cost, given.frames, config) == "memory" else 0,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,29 +29,42 @@ PATIENCE_S = 1.0  # where a whole part of a batch takes no longer, it is timed: 
 R = TypeVar("R")
 
 
+class Times(NamedTuple):
+    """Seconds of frames computed together."""
+
+    there: float
+    back: float
+    prefix: float  # where it is frozen: else it is in the others
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
     """Of one frame with its draws, in one stage."""
 
     seconds: float  # there and back
+    there_seconds: float  # of this, the way there: layers that are computed again take it twice
     prefix_seconds: float  # of this, what a kept prefix saves; 0 where it cannot be kept
     kept: int  # bytes of activations for the way back
     kept_recomputing: int  # the same when layers are computed again
     widest: int  # bytes of the largest single one: what the way back needs besides
     cache: int  # bytes of the prefix, where it can be kept; else 0
     trained: int  # parameters that learn
+    folded: int  # bytes of the weights that adapters end in
 
     @classmethod
-    def of(cls, kept: Activations, frames: int, trained: int, seconds: float = 0.0, prefix: float = 0.0) -> Cost:
-        """`kept` of `frames` computed together, `seconds` and those of the prefix of one."""
+    def of(cls, kept: Activations, frames: int, model: Vla, times: Times | None = None) -> Cost:
+        """`kept` of `frames` computed together by a model whose stage is set free."""
+        times = times or Times(0.0, 0.0, 0.0)
         return cls(
-            seconds=seconds,
-            prefix_seconds=prefix,
+            seconds=(times.there + times.back + times.prefix) / frames,
+            there_seconds=times.there / frames,
+            prefix_seconds=times.prefix / frames,
             kept=kept.total // frames,
             kept_recomputing=(kept.inputs + kept.widest_layer) // frames,
             widest=kept.widest // frames,
             cache=kept.prefix // frames,
-            trained=trained,
+            trained=learning(model),
+            folded=lora.folded_bytes(model),
         )
 
 
@@ -64,14 +77,12 @@ class Gauge:
         model = set_free(self._parent, stage, self._config)
         few = _Batch(model, self._frames, min(FRAMES, self._config.at_once), self._config)
         counted = few.kept(stage)
-        times = few.seconds(stage, backward)
-        if few.count < self._config.at_once and sum(times) * self._config.at_once / few.count < PATIENCE_S:
+        times, timed = few.seconds(stage, backward), few.count
+        if timed < self._config.at_once and sum(times) * self._config.at_once / timed < PATIENCE_S:
             many = _Batch(model, self._frames, self._config.at_once, self._config)
             times, timed = many.seconds(stage, backward), many.count
-        else:
-            timed = few.count
-        there_and_back, prefix = (time / timed for time in times)
-        return Cost.of(counted, few.count, learning(model), there_and_back + prefix, prefix)
+        one = Times(*(few.count * seconds / timed for seconds in times))
+        return Cost.of(counted, few.count, model, one)
 
 
 def set_free(parent: Vla, stage: Stage, config: TuneConfig) -> Vla:
@@ -100,20 +111,19 @@ class _Batch:
         self._noise = torch.randn((count, config.draws, *frames.actions.shape[1:]), generator=draw)
         self._times = torch.rand((count, config.draws), generator=draw)
 
-    def seconds(self, stage: Stage, backward: bool) -> tuple[float, float]:
-        """There and back again, and the prefix apart from that where it is frozen: else it is in the first."""
+    def seconds(self, stage: Stage, backward: bool) -> Times:
         prefix, prefix_seconds = None, 0.0
         with computing(self.config):
             if stage.frozen_prefix:
                 with torch.no_grad():
                     prefix, prefix_seconds = _timed(self._read)
             self._loss(prefix)  # the first one pays for caches
-            loss, seconds = _timed(lambda: self._loss(prefix))
+            loss, there = _timed(lambda: self._loss(prefix))
             if not backward:
-                return 3 * seconds, prefix_seconds
+                return Times(there, 2 * there, prefix_seconds)
             _, back = _timed(loss.backward)
         self.model.zero_grad(set_to_none=True)
-        return seconds + back, prefix_seconds
+        return Times(there, back, prefix_seconds)
 
     def kept(self, stage: Stage) -> Activations:
         """What autograd keeps between there and back."""

@@ -58,6 +58,12 @@ def folded(name: str) -> str:
     return f"{name.partition(f'.{CHILD}.')[0]}.weight"
 
 
+def folded_bytes(model: nn.Module) -> int:
+    """Of the weights that `fold` makes anew."""
+    layers = (layer for layer in model.modules() if isinstance(layer, nn.Linear) and CHILD in layer._modules)
+    return sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
+
+
 @torch.no_grad()
 def fold(model: nn.Module) -> None:
     """Put every adapter into its layer's weight, in the weight's precision, and take it away."""

@@ -146,7 +146,7 @@ def _parts(row: Row) -> dict[str, str]:
     memory = row.plan.memory
     sizes = (
         memory.loaded, memory.weights + memory.best, memory.gradients, memory.optimiser,
-        memory.activations + memory.holes,
+        memory.activations + memory.holes + memory.folding,
         memory.cache, memory.total, row.server, memory.total + row.server + int(SYSTEM_GB * GB),
     )  # fmt: skip
     learns = f"{row.plan.trained / 1e6:,.0f}M" if row.plan.trained > 1e7 else f"{row.plan.trained / 1e6:.2f}M"

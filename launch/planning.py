@@ -116,7 +116,7 @@ def table(options: Sequence[Option], chosen: Plan | None) -> Table:
         found, memory = option.plan, option.plan.memory
         figures = (
             memory.loaded + memory.weights + memory.best, memory.gradients, memory.optimiser,
-            memory.activations + memory.holes,
+            memory.activations + memory.holes + memory.folding,
             memory.cache, memory.total,
         )  # fmt: skip
         rows.add_row(

@@ -24,12 +24,14 @@ from hotpolicy.runtime.errors import TuningError
 FRAMES = Frames.encode(LESSONS.new, TRANSFORMS)
 COST = Cost(
     seconds=0.1,
+    there_seconds=0.02,
     prefix_seconds=0.06,
     kept=1000,
     kept_recomputing=300,
     widest=100,
     cache=50,
     trained=2000,
+    folded=0,
 )
 GIVEN = Situation(frames=100, loaded=10_000, available=200_000)
 CONFIG = TuneConfig(strategy="expert", steps=10, batch=4)
@@ -59,6 +61,18 @@ def test_what_saves_memory_is_counted() -> None:
     assert total(cache_bytes=0) == plain - 5000
     assert total(patience=2) == plain + 8000
     assert total(strategy="progressive") == plain + 8000
+
+
+def test_adapters_are_folded_into_weights_that_do_not_fit_the_holes() -> None:
+    lora = dataclasses.replace(COST, trained=100, folded=9000)
+    memory = plan([lora], [1.0], CONFIG, GIVEN).memory
+    assert (memory.holes, memory.folding) == (2000, 9000 - 2400)
+    assert plan([dataclasses.replace(lora, folded=2000)], [1.0], CONFIG, GIVEN).memory.folding == 0
+
+
+def test_layers_computed_again_take_the_way_there_twice() -> None:
+    again = plan([COST], [1.0], dataclasses.replace(CONFIG, recompute=True), GIVEN)
+    assert again.step_s == pytest.approx(4 * (0.1 - 0.06 + 0.02), rel=1e-3)
 
 
 def test_kept_prefixes_save_time_and_are_read_once() -> None:
