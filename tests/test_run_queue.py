@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 
-from hotpolicy.runtime.serving.run_queue import RunQueue
+from hotpolicy.runtime.serving.run_queue import OwnQueue, RunQueue
 
 CPU = min(os.sched_getaffinity(0))
 BURN = "while True: pass"
@@ -63,3 +63,32 @@ def test_threads_come_and_go() -> None:
     assert queue.waited_ms(during) >= 0
     assert str(thread.native_id) not in queue.look()
     queue.close()
+
+
+def test_a_threads_own_waiting_is_its_own() -> None:
+    found: dict[str, float] = {}
+
+    def compute() -> None:
+        os.sched_setaffinity(0, {CPU})
+        others = [subprocess.Popen([sys.executable, "-c", BURN]) for _ in range(2)]
+        queue = OwnQueue()
+        try:
+            time.sleep(0.3)
+            asleep = queue.waited_ms()
+            worked(0.1)
+            found.update(asleep=asleep, computing=queue.waited_ms() - asleep)
+        finally:
+            queue.close()
+            for other in others:
+                other.kill()
+                other.wait()
+
+    beside = OwnQueue()
+    before = beside.waited_ms()
+    thread = threading.Thread(target=compute)
+    thread.start()
+    thread.join()
+    assert found["computing"] > 50 > found["asleep"]
+    assert beside.waited_ms() - before < found["computing"]
+    beside.close()
+    assert beside.waited_ms() == 0

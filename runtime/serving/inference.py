@@ -20,7 +20,7 @@ from hotpolicy.runtime.scheduler import SessionKey, Ticket
 from hotpolicy.runtime.serving.batch import Raised, blank, compute, described, outcome
 from hotpolicy.runtime.serving.epochs import Epochs, Guide
 from hotpolicy.runtime.serving.reception import QUICK_S, Reception
-from hotpolicy.runtime.serving.run_queue import RunQueue
+from hotpolicy.runtime.serving.run_queue import OwnQueue, RunQueue
 from hotpolicy.runtime.serving.stall import SwapStall
 from hotpolicy.runtime.serving.waiting import WaitingRoom
 
@@ -80,7 +80,8 @@ class Inference:
         """Until `stop` or `abandon`. Raises when the engine cannot go on."""
         turn = self._turn
         try:
-            with contextlib.closing(RunQueue()) as run_queue:
+            with contextlib.closing(RunQueue()) as run_queue, contextlib.closing(OwnQueue()) as own:
+                self.stall.computed_by(own.waited_ms)
                 while not self._stopping and self._turn == turn:
                     self.progress += 1
                     batch, policy, pause = self._next()

@@ -8,6 +8,24 @@ from collections.abc import Mapping
 TASKS = "/proc/self/task"
 
 
+class OwnQueue:
+    """How long the thread that makes this has waited so far; 0 where the kernel does not count. For that thread."""
+
+    def __init__(self) -> None:
+        try:
+            self._file = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+        except OSError:
+            self._file = -1
+
+    def waited_ms(self) -> float:
+        return int(os.pread(self._file, 96, 0).split()[1]) / 1e6 if self._file >= 0 else 0.0
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1
+
+
 class RunQueue:
     """Linux counts it for each thread. Of a computation that several threads share, what the one that waited longest
     waited is the least that it lost. A kernel that does not count says 0. For one thread at a time."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class SwapStall:
     """Times are monotonic, s. For the thread that computes; `figures` for any."""
@@ -10,8 +12,14 @@ class SwapStall:
         self._served = ""  # the live version last seen
         self._ended = 0.0  # when a batch was last finished
         self._held_back = 0.0  # of the time since, what the scheduler waited for a fuller batch, s
-        self._last = self._longest = 0.0  # ms
+        self._last = self._longest = self._waited = 0.0  # ms
         self._swaps = 0
+        self._queued: Callable[[], float] = lambda: 0.0  # ms for which the thread has waited for a processor so far
+        self._queued_before = 0.0
+
+    def computed_by(self, queued: Callable[[], float]) -> None:
+        """Another thread computes from here on."""
+        self._queued, self._queued_before = queued, queued()
 
     def warmed_up(self, version: str) -> None:
         self._served = version
@@ -26,11 +34,13 @@ class SwapStall:
         self._served, self._swaps = live, self._swaps + 1
         self._last = 1000 * max(0.0, started - max(self._ended, arrived) - self._held_back)
         self._longest = max(self._longest, self._last)
+        self._waited = min(self._last, self._queued() - self._queued_before)
         return True
 
     def finished(self, ended: float) -> None:
-        self._ended, self._held_back = ended, 0.0
+        self._ended, self._held_back, self._queued_before = ended, 0.0, self._queued()
 
     def figures(self) -> dict[str, float]:
-        """Milliseconds, and how many swaps there were."""
-        return {"last": self._last, "longest": self._longest, "swaps": self._swaps}
+        """Milliseconds, and how many swaps there were. `waited`: of the last, while other threads and processes had
+        every processor; it passes without any swap too."""
+        return {"last": self._last, "waited": self._waited, "longest": self._longest, "swaps": self._swaps}
