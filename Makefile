@@ -32,6 +32,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	MYPYPATH=.types:bench:tests $(BIN)/mypy bench
 
 mutate: $(VENV)/.installed-dev
 	$(BIN)/python tests/mutate_limits.py

@@ -65,9 +65,9 @@ def write(root: Path, slow: bool) -> None:
     if slow:
         from hotpolicy.finetune.storage import take
 
-        def add(writer: VideoWriter, image: np.ndarray) -> None:
+        def add(self: VideoWriter, image: np.ndarray) -> None:
             time.sleep(0.01)
-            encode(writer, image)
+            encode(self, image)
 
         take.ROOM = 4 * 120 * 160 * 3
         VideoWriter.add = add  # type: ignore[method-assign]

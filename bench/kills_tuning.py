@@ -10,6 +10,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from forked import Forked
@@ -131,7 +132,7 @@ def seal(site: Site, kills: int, draw: random.Random, note: Callable[..., None])
         for _ in range(min(IN_A_ROW, kills - done)):
             if draw.random() < 0.5:  # at an operation on the disk
                 last, after = draw.randint(1, pace.operations), draw.random() < 0.5
-                run = Forked(*words, before=lambda last=last, after=after: count_operations(last, after))
+                run = Forked(*words, before=partial(count_operations, last, after))
                 run.wait()
                 aimed = run.code == -signal.SIGKILL
             else:

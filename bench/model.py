@@ -126,16 +126,16 @@ def main() -> None:
         apart = float((ours.whole() - theirs.whole()).abs().max())  # warms both up
         largest = float(theirs.whole().abs().max())
         prefixes = ours.prefix(), theirs.prefix()
-        parts = {
+        parts: dict[str, tuple[Callable[[], object], Callable[[], object], int]] = {
             "prefix": (ours.prefix, theirs.prefix, 1),
             "step": (partial(ours.flow, prefixes[0]), partial(theirs.flow, prefixes[1]), config.steps),
             "whole": (ours.whole, theirs.whole, 1),
         }
         taken: dict[tuple[str, int], list[float]] = {}
         for turn in range(options.rounds):
-            for name, (*runs, steps) in parts.items():
+            for name, (mine, other, steps) in parts.items():
                 for who in (0, 1) if turn % 2 else (1, 0):
-                    taken.setdefault((name, who), []).append(timed(runs[who]) / steps * 1e3)
+                    taken.setdefault((name, who), []).append(timed(other if who else mine) / steps * 1e3)
 
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"{options.family}, {count / 1e6:.1f} M parameters, {options.threads} threads, torch {torch.__version__}")

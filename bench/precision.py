@@ -16,6 +16,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from operator import itemgetter
 from pathlib import Path
 
 from hotpolicy.launch.machine import describe_machine
@@ -63,7 +64,7 @@ def engines(base: Bundle, folder: Path) -> Iterator[tuple[str, Path, Engine, str
         exported = export([base], folder / precision, precision)
         cells = []
         for kind in ("max", "mean"):
-            joint = max(exported.certificate["joints"], key=lambda joint, kind=kind: joint[kind])
+            joint = max(exported.certificate["joints"], key=itemgetter(kind))
             cells.append(f"{joint[kind]:.2g} {joint['unit']} ({joint['name']})")
         yield f"ONNX Runtime, {precision}", exported.folder, OnnxEngine.open(exported), " | ".join(cells)
 

@@ -237,7 +237,7 @@ def main() -> None:
         return
     machine = describe_machine()
     print(", ".join(f"{name} {value}" for name, value in machine.items()), f"load {os.getloadavg()[0]:.1f}", flush=True)
-    results = []
+    results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="real-size-", dir=options.folder) as folder:
         for name, rows in run(Path(folder), options.rounds, options.naive, options.fp32, options.export):
             results.append({"run": name, "phases": rows})

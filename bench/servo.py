@@ -154,7 +154,7 @@ class DynamixelSdkSync(DynamixelSdk):
 def _patient(handler: type) -> type:
     """The SDK's port with our patience instead of its 34 ms, which a busy machine can exceed."""
 
-    class Patient(handler):  # type: ignore[misc]
+    class Patient(handler):
         def setPacketTimeout(self, packet_length: int) -> None:
             super().setPacketTimeout(packet_length)
             self.packet_timeout += PATIENCE_MS

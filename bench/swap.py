@@ -124,8 +124,8 @@ def drive(endpoint: str, observation: Observation, levels: dict[str, float], sto
                 continue
             tally.samples.append((started, 1000 * (time.monotonic() - started)))
             level = levels.get(chunk.version)
-            true = level is not None and chunk.digest.startswith(chunk.version)
-            tally.wrong += not (true and (np.isnan(level) or bool((chunk.actions == level).all())))
+            known = level is not None and (np.isnan(level) or bool((chunk.actions == level).all()))
+            tally.wrong += not (known and chunk.digest.startswith(chunk.version))
     out.send(tally)
 
 

@@ -7,8 +7,8 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -49,12 +49,14 @@ def serve_raw(size: str, endpoint: str) -> None:
 @contextmanager
 def raw_client(endpoint: str) -> Iterator[Asker]:
     header = b"h" * 180
-    with zmq.Context.instance().socket(zmq.REQ) as socket:
+    context: zmq.Context[zmq.Socket[Any]] = zmq.Context.instance()
+    with context.socket(zmq.REQ) as socket:
         socket.linger = 0
         socket.connect(endpoint)
 
         def call(observation: Observation) -> None:
-            socket.send_multipart([header, *observation.images.values()], copy=False)
+            frames: list[Any] = [header, *observation.images.values()]
+            socket.send_multipart(frames, copy=False)
             socket.recv_multipart(copy=False)
 
         yield Asker(call, own_memory())
@@ -69,7 +71,7 @@ def native_client(endpoint: str, shared: bool = False, captured: bool = False) -
 
 
 SERVE = {"raw": serve_raw, "native": serve_native, "shared": serve_native, "captured": serve_native}
-CLIENT = {
+CLIENT: dict[str, Callable[[str], AbstractContextManager[Asker]]] = {
     "raw": raw_client,
     "native": native_client,
     "shared": partial(native_client, shared=True),

@@ -187,7 +187,7 @@ def _import_all(package: str) -> None:
 
 
 def _camera_config(options: Any) -> Any:
-    from lerobot.cameras import CameraConfig  # type: ignore[import-not-found]
+    from lerobot.cameras import CameraConfig
 
     import_module("lerobot.cameras.opencv")
     fields = dict(options)

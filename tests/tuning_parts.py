@@ -66,7 +66,9 @@ def weights(seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def parent_model(seed: int = 0) -> Pi0:
-    return build_model({"family": "pi0", "config": CONFIG.to_dict()}, tensors_from_numpy(weights(seed)))
+    model = build_model({"family": "pi0", "config": CONFIG.to_dict()}, tensors_from_numpy(weights(seed)))
+    assert isinstance(model, Pi0)
+    return model
 
 
 def full_bundle(folder: Path, seed: int = 0, rehearse: bool = True) -> Bundle:

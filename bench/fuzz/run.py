@@ -102,7 +102,7 @@ def _to_router(endpoint: str) -> Iterator[Callable[[list[bytes]], None]]:
 
         def put(frames: list[bytes]) -> None:
             peer.send_multipart(frames or [b""])
-            while peer.get(zmq.EVENTS) & zmq.POLLIN:
+            while peer.poll(0):
                 peer.recv_multipart()
 
         yield put
