@@ -178,7 +178,7 @@ from serving import TinyControl
 from hotpolicy.runtime.config import ServeConfig
 from hotpolicy.runtime.errors import HotpolicyError
 from hotpolicy.runtime.server import PolicyServer
-from hotpolicy.launch.serve import serve_until_it_ends
+from hotpolicy.launch.serving.server import serve_until_it_ends
 
 slot = Reloading(Fragile())
 config = ServeConfig(endpoint=sys.argv[1], drain_s=1, longest_inference_s=2)

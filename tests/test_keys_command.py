@@ -9,7 +9,7 @@ import pytest
 from calling import call
 from serving import LevelPolicy, TinyControl, TinySlot
 
-from hotpolicy.launch.serve import serve_options
+from hotpolicy.launch.serving.options import serve_options
 from hotpolicy.runtime.config import ServeConfig
 from hotpolicy.runtime.server import PolicyServer
 

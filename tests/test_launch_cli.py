@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from hotpolicy.launch import cli
 from hotpolicy.launch.nano import SHIPPED
-from hotpolicy.launch.serve import serve_options
+from hotpolicy.launch.serving.options import serve_options
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.engine.echo_engine import seal_echo
 from hotpolicy.runtime.errors import ConfigError

@@ -20,7 +20,8 @@ from calling import call
 from hotpolicy.finetune.dataset import Dataset
 from hotpolicy.launch.profile import SHIPPED, load_profile
 from hotpolicy.launch.run import require_fit
-from hotpolicy.launch.serve import make_server, serve_options
+from hotpolicy.launch.serving.options import serve_options
+from hotpolicy.launch.serving.server import make_server
 from hotpolicy.launch.teleop import half_blocks
 from hotpolicy.runtime.engine.echo_engine import seal_echo
 from hotpolicy.runtime.errors import ConfigError

@@ -12,7 +12,8 @@ import typer.main
 
 from hotpolicy.launch.cli import app
 from hotpolicy.launch.profile import load_profile
-from hotpolicy.launch.serve import make_server, serve_options
+from hotpolicy.launch.serving.options import serve_options
+from hotpolicy.launch.serving.server import make_server
 from hotpolicy.runtime.engine.echo_engine import seal_echo
 from hotpolicy.runtime.store import Store
 

@@ -18,7 +18,8 @@ from calling import call
 from random_policy import TINY, golden_of, head_only, seal_delta, seal_random
 
 from hotpolicy.launch.checkup import look_at_store
-from hotpolicy.launch.serve import make_server, serve_options
+from hotpolicy.launch.serving.options import serve_options
+from hotpolicy.launch.serving.server import make_server
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.client import ControlClient, PolicyClient
 from hotpolicy.runtime.errors import BundleError, SwapRefused, UnknownVersion

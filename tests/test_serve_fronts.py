@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from gr00t_client import Gr00tClient
 
-from hotpolicy.launch.fronts import GR00T_TOKEN, OPENPI_KEY, front_settings
-from hotpolicy.launch.serve import serve_options
+from hotpolicy.launch.serving.fronts import GR00T_TOKEN, OPENPI_KEY, front_settings
+from hotpolicy.launch.serving.options import serve_options
 from hotpolicy.runtime.engine.echo_engine import seal_echo
 from hotpolicy.runtime.errors import ConfigError
 from hotpolicy.runtime.store import Store

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hotpolicy.launch.serve import serve_options
+from hotpolicy.launch.serving.options import serve_options
 from hotpolicy.runtime.client import PolicyClient
 from hotpolicy.runtime.engine.echo_engine import SPEC, seal_echo
 from hotpolicy.runtime.errors import ConfigError
