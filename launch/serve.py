@@ -120,6 +120,8 @@ def serve(
         "threads": threads,
         "device": device,
         "dtype": dtype,
+        "provider": provider,
+        "cache": cache,
         "max_batch": max_batch,
         "batch_window_ms": batch_window_ms,
         "metrics_port": metrics_port,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import signal
 import subprocess
@@ -197,6 +198,29 @@ def test_an_option_of_another_engine_is_refused(engine: str, name: str, owner: s
     with pytest.raises(ConfigError, match=f"^{name}: an option of the {owner} engine, the engine is {engine}$"):
         serve_options(None, {"engine": engine, name: "cpu"})
     assert serve_options(None, {"engine": owner, name: "cpu"}).own == {name: "cpu"}
+
+
+def test_every_option_of_serve_is_heard_on_the_command_line_and_in_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: dict[str, object] = {}
+
+    def listen(file: Path | None, given: dict[str, object]) -> None:
+        heard.update(given)
+        raise ConfigError("heard")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hotpolicy.launch.serve.serve_options", listen)
+        options = inspect.signature(cli.serve).parameters.keys() - {"config", "as_json"}
+        with pytest.raises(ConfigError, match="heard"):
+            cli.serve(**dict.fromkeys(options, "here"), config=None, as_json=False)
+    assert heard.keys() == {"keymaps" if name == "keymap" else name for name in options}
+
+    code, _, err = call(capsys, monkeypatch, "serve", "--engine", "torch", "--provider", "cpu")
+    assert (code, "provider: an option of the onnx engine, the engine is torch" in err) == (2, True)
+    file = tmp_path / "serve.yaml"
+    file.write_text("engine: onnx\nprovider: cpu\ncache: compiled\n")
+    assert serve_options(file, {}).own == {"provider": "cpu", "cache": "compiled"}
 
 
 def test_export_comes_with_a_certificate(

@@ -72,7 +72,7 @@ def _engine_for(folder: Path | None) -> str:
 def _read(file: Path) -> dict[str, Any]:
     fields = Fields.read(file)
     found: dict[str, Any] = {}
-    for name in ("folder", "store", "engine", "endpoint", "control", "keys", "device", "dtype"):
+    for name in ("folder", "store", "engine", "endpoint", "control", "keys", *OWNERS):
         if fields.has(name):
             found[name] = fields.text(name)
     for name in ("threads", "max_batch", "metrics_port"):
