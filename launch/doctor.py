@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hotpolicy.launch import checkup, console
+from hotpolicy.launch import console
+from hotpolicy.launch.checkup import computer, devices, software
 from hotpolicy.launch.options import STORE, AsJson, StoreFolder
 
 if TYPE_CHECKING:
+    from hotpolicy.launch.checkup.finding import Finding
     from hotpolicy.launch.profile import Profile
 
 MARKS = {"ok": "ok", "warn": "warning", "bad": "PROBLEM"}
@@ -37,21 +39,21 @@ def doctor(
     raise typer.Exit(max(EXIT[finding.level] for finding in findings))
 
 
-def examine(robot: str | None, store: Path) -> Iterator[checkup.Finding]:
+def examine(robot: str | None, store: Path) -> Iterator[Finding]:
     from hotpolicy.launch.profile import load_profile
 
     profile = load_profile(robot) if robot else None
-    yield from checkup.look_at_versions()
-    yield from checkup.look_at_gpu()
-    yield from checkup.look_at_memory()
-    yield from checkup.look_at_disk(store)
-    yield from checkup.look_at_store(store)
+    yield from software.look_at_versions()
+    yield from computer.look_at_gpu()
+    yield from computer.look_at_memory()
+    yield from computer.look_at_disk(store)
+    yield from software.look_at_store(store)
     if profile is None:
-        yield from checkup.look_at_ports()
-    yield from checkup.look_for_modem_manager()
+        yield from devices.look_at_ports()
+    yield from devices.look_for_modem_manager()
     for arm in profile.arms if profile else ():
-        yield from checkup.look_at_motors(arm)
-    yield from checkup.look_at_cameras(*_cameras(profile))
+        yield from devices.look_at_motors(arm)
+    yield from devices.look_at_cameras(*_cameras(profile))
 
 
 def _cameras(profile: Profile | None) -> tuple[dict[str, tuple[str, int, int]], float]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import types
-from pathlib import Path
 
 import pytest
 from calling import call
 
-from hotpolicy.launch import checkup
+from hotpolicy.launch.checkup import computer, devices, software
+from hotpolicy.launch.profile import SHIPPED as PROFILES
 from hotpolicy.launch.profile import ArmProfile
 from hotpolicy.launch.versions import SHIPPED, open_store
 from hotpolicy.robots.arms.so import SO101_FOLLOWER
@@ -33,8 +32,8 @@ def only(findings):
 
 def test_packages_that_are_missing_are_named_with_the_line_that_installs_them(monkeypatch):
     there = {"torch": "2.13.0", "onnxruntime": "1", "onnxruntime-gpu": "1"}
-    monkeypatch.setattr(checkup, "_version", there.get)
-    findings = list(checkup.look_at_versions())
+    monkeypatch.setattr(software, "_version", there.get)
+    findings = list(software.look_at_versions())
     server = next(f for f in findings if f.text.startswith("server"))
     assert (server.level, server.mend) == ("warn", "pip install 'hotpolicy[server]'")
     assert "safetensors" in server.text
@@ -62,50 +61,50 @@ def torch_with(available, finite=True):
 def test_a_gpu_that_torch_cannot_use_is_a_problem(monkeypatch, tmp_path):
     (tmp_path / "tegra").touch()
     monkeypatch.setitem(sys.modules, "torch", torch_with(available=False))
-    found = only(checkup.look_at_gpu(tmp_path / "nvidia", tmp_path / "tegra"))
+    found = only(computer.look_at_gpu(tmp_path / "nvidia", tmp_path / "tegra"))
     assert (found.level, "jetson-ai-lab" in found.mend) == ("bad", True)
-    assert only(checkup.look_at_gpu(tmp_path / "nvidia", tmp_path / "none")).level == "ok"  # no GPU at all
+    assert only(computer.look_at_gpu(tmp_path / "nvidia", tmp_path / "none")).level == "ok"  # no GPU at all
 
 
 def test_a_gpu_is_tried_and_not_believed(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch", torch_with(available=True))
-    assert only(checkup.look_at_gpu()).text == "Orin: a matrix product works, 4.0 of 8.0 GB free"
+    assert only(computer.look_at_gpu()).text == "Orin: a matrix product works, 4.0 of 8.0 GB free"
     monkeypatch.setitem(sys.modules, "torch", torch_with(available=True, finite=False))
-    assert only(checkup.look_at_gpu()).level == "bad"
+    assert only(computer.look_at_gpu()).level == "bad"
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "nvidia").touch()
-    assert "no torch" in only(checkup.look_at_gpu(tmp_path / "nvidia")).text
-    assert list(checkup.look_at_gpu(tmp_path / "none", tmp_path / "none")) == []
+    assert "no torch" in only(computer.look_at_gpu(tmp_path / "nvidia")).text
+    assert list(computer.look_at_gpu(tmp_path / "none", tmp_path / "none")) == []
 
 
 def test_memory(tmp_path):
     file = tmp_path / "meminfo"
     file.write_text("MemTotal: 8000000 kB\nMemAvailable: 1000000 kB\n")
-    assert only(checkup.look_at_memory(file)).level == "warn"
+    assert only(computer.look_at_memory(file)).level == "warn"
     file.write_text("MemTotal: 8000000 kB\nMemAvailable: 6000000 kB\n")
-    assert only(checkup.look_at_memory(file)).text == "6.0 of 8.0 GB available"
-    assert list(checkup.look_at_memory(tmp_path / "none")) == []
+    assert only(computer.look_at_memory(file)).text == "6.0 of 8.0 GB available"
+    assert list(computer.look_at_memory(tmp_path / "none")) == []
 
 
 def test_disk(monkeypatch, tmp_path):
-    assert only(checkup.look_at_disk(tmp_path / "not" / "yet")).level in ("ok", "warn")
-    monkeypatch.setattr(checkup.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=1e9))
-    assert only(checkup.look_at_disk(tmp_path)).level == "warn"
-    monkeypatch.setattr(checkup.os, "access", lambda *how: False)
-    assert only(checkup.look_at_disk(tmp_path)).mend.startswith("sudo chown")
+    assert only(computer.look_at_disk(tmp_path / "not" / "yet")).level in ("ok", "warn")
+    monkeypatch.setattr(computer.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=1e9))
+    assert only(computer.look_at_disk(tmp_path)).level == "warn"
+    monkeypatch.setattr(computer.os, "access", lambda *how: False)
+    assert only(computer.look_at_disk(tmp_path)).mend.startswith("sudo chown")
 
 
 def test_a_version_that_was_altered_is_found(tmp_path):
-    assert "none yet" in only(checkup.look_at_store(tmp_path / "policies")).text
+    assert "none yet" in only(software.look_at_store(tmp_path / "policies")).text
     store = open_store(tmp_path / "policies")
     version = store.add(SHIPPED / "nano")
-    assert only(checkup.look_at_store(tmp_path / "policies")).text.endswith(f"serves {version}")
+    assert only(software.look_at_store(tmp_path / "policies")).text.endswith(f"serves {version}")
     weights = tmp_path / "policies/versions" / version / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.chmod(0o644)
     weights.write_bytes(data)
-    bad = next(f for f in checkup.look_at_store(tmp_path / "policies") if f.level == "bad")
+    bad = next(f for f in software.look_at_store(tmp_path / "policies") if f.level == "bad")
     assert "digest mismatch" in bad.text
     assert version in bad.mend
 
@@ -114,28 +113,28 @@ def test_a_version_that_was_altered_is_found(tmp_path):
 
 
 def test_ports(monkeypatch, tmp_path):
-    assert only(checkup.look_at_ports(found=[])).level == "warn"
+    assert only(devices.look_at_ports(found=[])).level == "warn"
     port = tmp_path / "ttyUSB0"
     port.touch()
     timer = tmp_path / "sys/ttyUSB0/latency_timer"
     timer.parent.mkdir(parents=True)
     timer.write_text("16\n")
-    slow = only(checkup.look_at_ports(tmp_path / "sys", [str(port)]))
+    slow = only(devices.look_at_ports(tmp_path / "sys", [str(port)]))
     assert (slow.level, slow.text.endswith("latency timer 16 ms")) == ("warn", True)
     assert slow.mend == f"echo 1 | sudo tee {timer}"
     timer.write_text("1\n")
-    assert only(checkup.look_at_ports(tmp_path / "sys", [str(port)])).level == "ok"
-    monkeypatch.setattr(checkup.os, "access", lambda *how: False)
-    assert "dialout" in only(checkup.look_at_ports(tmp_path / "sys", [str(port)])).mend
+    assert only(devices.look_at_ports(tmp_path / "sys", [str(port)])).level == "ok"
+    monkeypatch.setattr(devices.os, "access", lambda *how: False)
+    assert "dialout" in only(devices.look_at_ports(tmp_path / "sys", [str(port)])).mend
 
 
 def test_modem_manager(tmp_path):
     for number, name in ((1, "systemd"), (2, "ModemManager")):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "comm").write_text(f"{name}\n")
-    assert "disable --now ModemManager" in only(checkup.look_for_modem_manager(tmp_path)).mend
+    assert "disable --now ModemManager" in only(devices.look_for_modem_manager(tmp_path)).mend
     (tmp_path / "2/comm").unlink()
-    assert list(checkup.look_for_modem_manager(tmp_path)) == []
+    assert list(devices.look_for_modem_manager(tmp_path)) == []
 
 
 def test_motors(tmp_path):
@@ -144,7 +143,7 @@ def test_motors(tmp_path):
     virtual = VirtualBus.from_calibration(CALIBRATION)
 
     def look(port=str(tmp_path / "arm")):
-        return only(checkup.look_at_motors(ArmProfile("so101_follower", port, 1_000_000, file)))
+        return only(devices.look_at_motors(ArmProfile("so101_follower", port, 1_000_000, file)))
 
     with serve(virtual, VirtualPort(tmp_path / "arm")) as port:
         assert look().text.startswith(f"{port.path}: 6 servos")
@@ -176,14 +175,14 @@ def film(tmp_path):
 
 
 def test_cameras_are_counted(film):
-    fine, slow, size, gone = checkup.look_at_cameras(
+    fine, slow, size, gone = devices.look_at_cameras(
         {"a": (film, 48, 64), "b": (film, 48, 64), "c": (film, 224, 224), "d": ("/dev/video63", 48, 64)}, 20.0
     )
     assert (fine.level, fine.text.startswith(f"a ({film}): 48x64, ")) == ("ok", True)
     assert slow.level == "ok"
     assert only([size]).mend.endswith("in the profile")
     assert only([gone]).level == "bad"
-    assert only(checkup.look_at_cameras({"a": (film, 48, 64)}, 60.0)).level == "warn"
+    assert only(devices.look_at_cameras({"a": (film, 48, 64)}, 60.0)).level == "warn"
 
 
 # The verb -------------------------------------------------------------------------------------------------------------
@@ -203,7 +202,7 @@ def test_the_verb_says_all_of_it_and_its_exit_code_the_worst(capsys, monkeypatch
 def test_the_verb_looks_at_a_robot(capsys, monkeypatch, tmp_path, film):
     write_calibration(tmp_path / "blue.json", CALIBRATION)
     with serve(VirtualBus.from_calibration(CALIBRATION), VirtualPort(tmp_path / "arm")) as port:
-        text = Path(os.path.dirname(checkup.__file__), "configs/so101.yaml").read_text()
+        text = (PROFILES / "so101.yaml").read_text()
         text = text.replace("/dev/serial/by-id/usb-1a86_USB_Single_Serial-if00", port.path)
         text = text.replace("my_so101", "blue.json").replace("/dev/v4l/by-id/usb-camera-video-index0", film)
         (tmp_path / "robot.yaml").write_text(text.replace("height: 480, width: 640", "height: 48, width: 64"))

@@ -17,7 +17,7 @@ import pytest
 from calling import call
 from random_policy import TINY, golden_of, head_only, seal_delta, seal_random
 
-from hotpolicy.launch.checkup import look_at_store
+from hotpolicy.launch.checkup.software import look_at_store
 from hotpolicy.launch.serving.options import serve_options
 from hotpolicy.launch.serving.server import make_server
 from hotpolicy.runtime.bundle import Bundle
