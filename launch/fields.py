@@ -72,6 +72,9 @@ class Fields:
     def is_flag(self, key: str) -> bool:
         return isinstance(self._left.get(key), bool)
 
+    def is_list(self, key: str) -> bool:
+        return isinstance(self._left.get(key), list)
+
     def text(self, key: str, *, choices: tuple[str, ...] = ()) -> str:
         expected = f"one of {', '.join(choices)}" if choices else "text"
         value = self._take(key, expected)
@@ -101,10 +104,13 @@ class Fields:
             raise self.error(key, "true or false", value)
         return value
 
-    def texts(self, key: str) -> tuple[str, ...]:
-        value = self._take(key, "a list of texts")
+    def texts(self, key: str, *, choices: tuple[str, ...] = ()) -> tuple[str, ...]:
+        expected = f"a list of {', '.join(choices) or 'texts'}"
+        value = self._take(key, expected)
         if not isinstance(value, list) or not all(isinstance(item, str) and item.strip() for item in value):
-            raise self.error(key, "a list of texts", value)
+            raise self.error(key, expected, value)
+        if choices and not {*value} <= {*choices}:
+            raise self.error(key, expected, value)
         return tuple(value)
 
     def options(self, key: str) -> dict[str, Any]:

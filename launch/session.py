@@ -32,8 +32,11 @@ def session(
         typer.Option(help="Who may correct the policy while it acts: keyboard, gamepad, leader, a plug-in."),
     ] = None,
     collect: Annotated[
-        str | None,
-        typer.Option(help="What is collected: demonstrate, or correct (the policy acts, corrections are kept)."),
+        list[str] | None,
+        typer.Option(
+            help="What is collected: demonstrate, or correct (the policy acts, corrections are kept); given twice: "
+            "before and after a version of this session is live."
+        ),
     ] = None,
     store: Annotated[
         Path | None, typer.Option(envvar="HOTPOLICY_STORE", help="Folder of the policy versions. Default: policies.")
@@ -102,7 +105,8 @@ def session(
 
     given = {
         "tasks": tuple(task) if task else None, "robot": robot, "teleop": teleop, "take_over": take_over,
-        "collect": collect, "store": store, "control": control, "key": key, "server_key": server_key,
+        "collect": tuple(collect) if collect else None,
+        "store": store, "control": control, "key": key, "server_key": server_key,
         "rounds": rounds, "episodes": episodes, "tries": tries, "baseline": baseline, "seed": seed,
         "promote": None if auto is None else "auto" if auto else "ask",
         "tuning": {

@@ -83,7 +83,7 @@ class World:
     def attempt(self, number: int) -> tuple[Report, bool]:
         return self._deed(f"try {self.live}"), False
 
-    def wait(self) -> None:
+    def wait(self, collecting: str) -> None:
         self._deed("wait")
 
     # The tuning process.
@@ -245,7 +245,7 @@ def test_the_operator_stops_and_goes_on(plan: SessionPlan, capsys: pytest.Captur
 
 
 def test_corrections_are_collected_until_none_is_needed(plan: SessionPlan, capsys: pytest.CaptureFixture[str]) -> None:
-    correcting = replace(plan, collect="correct", take_over="scripted", uncorrected=3, rounds=3)
+    correcting = replace(plan, collect=("correct",), take_over="scripted", uncorrected=3, rounds=3)
     session(correcting, world := World(lasts=0, clumsy="v1")).run()
     first = ["watch base"] * 2 + ["watch v1", "try v1", "try v1", "watch v1"]
     assert world.acts == [*first, "watch v2", "try v2", "try v2", *["watch v2"] * 3]
@@ -255,7 +255,7 @@ def test_corrections_are_collected_until_none_is_needed(plan: SessionPlan, capsy
 
 def test_none_needed_yet_a_version_is_on_its_way(plan: SessionPlan) -> None:
     """What is tuned may need corrections again: it is waited for, and counted anew."""
-    correcting = replace(plan, collect="correct", take_over="scripted", uncorrected=2, tries=0)
+    correcting = replace(plan, collect=("correct",), take_over="scripted", uncorrected=2, tries=0)
 
     class Early(World):
         def correct(self) -> Report:
@@ -266,6 +266,29 @@ def test_none_needed_yet_a_version_is_on_its_way(plan: SessionPlan) -> None:
     session(correcting, world := Early(lasts=6, clumsy="v1")).run()
     assert world.acts == ["watch base"] * 4 + ["watch v1"] * 2
     assert load(plan.folder).published == ["v1", "v2"]
+
+
+BOTH: dict[str, Any] = {"collect": ("demonstrate", "correct"), "take_over": "scripted"}
+
+
+def test_what_was_demonstrated_is_corrected_once_it_is_live(plan: SessionPlan) -> None:
+    """Nobody corrects, meanwhile, a policy that does not know the task."""
+    session(replace(plan, **BOTH, rounds=3), world := World(clumsy="v1")).run()
+    first = ["demonstrate"] * 2 + ["try v1"] * 2 + ["watch v1"] * 2
+    assert world.acts[:6] == first
+    assert world.deeds[2:5] == ["wait"] * 3  # for the version that is to be corrected
+    assert world.acts[6:8] == ["watch v1"] * 2  # corrections are collected while others are learned from, as ever
+    assert [(job.until, job.since, job.base) for job in world.jobs] == [(2, 0, "base"), (4, 2, "v1"), (6, 4, "v2")]
+
+
+def test_until_a_version_is_live_it_is_demonstrated(plan: SessionPlan) -> None:
+    session(replace(plan, **BOTH), world := World(passes=False, lasts=0)).run()
+    assert world.acts == ["demonstrate"] * 4
+
+
+def test_what_was_rolled_back_is_not_corrected(plan: SessionPlan) -> None:
+    session(replace(plan, **BOTH), world := World(lasts=0, script={3: "back"})).run()
+    assert world.acts == ["demonstrate"] * 2 + ["try v1"] + ["demonstrate"] * 2 + ["try v2"] * 2
 
 
 def test_before_and_after(plan: SessionPlan) -> None:

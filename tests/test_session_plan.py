@@ -48,6 +48,21 @@ def test_options_go_over_the_file(file: Path) -> None:
     assert (plan.tasks, plan.tuning.strategy) == (("hover over the red cube",), "heads")
 
 
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ("", ["demonstrate"] * 3),
+        ("collect: correct", ["correct"] * 3),
+        ("collect: [demonstrate, correct]", ["demonstrate", "correct", "correct"]),
+    ],
+)
+def test_what_is_collected_may_change_with_the_versions(file: Path, said: str, found: list[str]) -> None:
+    file.write_text(f"{FILE}{said}\ntake_over: keyboard\n")
+    plan = read_plan(file, {})
+    assert [plan.collecting(taught) for taught in range(3)] == found
+    assert read_plan(file, {"collect": ("correct",)}).collecting(0) == "correct"
+
+
 def test_a_folder_needs_no_file() -> None:
     plan = read_plan(Path("lessons"), {"tasks": ("lift the cube",)})
     assert (plan.folder, plan.tasks, plan.promote) == (Path("lessons"), ("lift the cube",), "ask")
@@ -72,6 +87,11 @@ def test_a_folder_needs_no_file() -> None:
         ("back: z", "back: q", r"keys: expected three of .*, got q m n"),
         ("back: z", "back: m", r"keys: expected three of .*, got m m n"),
         ("rounds: 3", "collect: correct", r"take_over: expected who corrects the policy"),
+        ("rounds: 3", "collect: [demonstrate, correct]", r"take_over: expected who corrects the policy"),
+        ("rounds: 3", "collect: teach", r"collect: expected one of demonstrate, correct, got 'teach' \(line 3\)"),
+        ("rounds: 3", "collect: [correct, 1]", r"collect: expected a list of demonstrate, correct, got .*\(line 3\)"),
+        ("rounds: 3", "collect: [teach]", r"collect: expected a list of demonstrate, correct, got .*\(line 3\)"),
+        ("rounds: 3", "collect: []", r"collect: expected demonstrate or correct, or several in turn, got \[\]"),
         ("rounds: 3", "rounds: [3", r"plan\.yaml: line 4: "),
         ("fresh: 0.75", "replay_from: [nowhere]", r"tuning\.replay_from: expected a dataset folder, nowhere is none"),
     ],

@@ -70,18 +70,27 @@ class Session:
         doing = activity(state, len(self.recorder), rounds=plan.rounds, episodes=plan.episodes, tries=plan.tries)
         if state.taught != self._taught:  # another is live: it may need some
             self._taught, self._uncorrected = state.taught, 0
-        if doing != "collect" or self._uncorrected < plan.uncorrected:
+        if doing != "collect":
+            return doing
+        taught = len(state.taught)
+        if state.phase != "idle" and plan.collecting(taught) != plan.collecting(taught + 1):
+            return "wait"  # what is being tuned decides what has to be collected
+        if self._uncorrected < plan.uncorrected:
             return doing
         if state.phase != "idle":  # and so may the one that is being tuned
             return "wait"
         typer.echo(f"{self._uncorrected} episodes in a row needed no correction: nothing is left to teach")
         return "done"
 
+    @property
+    def _collecting(self) -> str:
+        return self.plan.collecting(len(self.journal.state.taught))
+
     def _do(self, doing: Activity) -> bool:
         """One episode, or a moment's wait. False when the operator has had enough."""
         match doing:
             case "wait":
-                self.practice.wait()
+                self.practice.wait(self._collecting)
                 return True
             case "collect":
                 return self._collect()
@@ -89,7 +98,7 @@ class Session:
                 return self._try()
 
     def _collect(self) -> bool:
-        if self.plan.collect == "demonstrate":
+        if self._collecting == "demonstrate":
             return self.practice.demonstrate().end != "stop"
         before = len(self.recorder)
         report = self.practice.correct()

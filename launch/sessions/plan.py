@@ -58,14 +58,16 @@ class SessionPlan:
     robot: str = ROBOT
     teleop: str = "scripted"  # who demonstrates
     take_over: str | None = None  # who may correct the policy while it acts
-    collect: str = "demonstrate"  # or correct: the policy acts, and what a person corrects is what is collected
+    # demonstrate, or correct: the policy acts, and what a person corrects is what is collected. Of several the first is
+    # for the policy as it was, the next for when a version of this session is live, and so on; the last for all after.
+    collect: tuple[str, ...] = ("demonstrate",)
     store: Path = STORE
     control: str = CONTROL
     key: Path | None = None
     server_key: Path | None = None
     rounds: int = 1  # in all, those of earlier runs included
     episodes: int = 24  # new demonstrations for each round
-    uncorrected: int = 20  # where `collect` is correct: so many in a row that need nobody end it
+    uncorrected: int = 20  # where corrections are collected: so many in a row that need nobody end it
     tries: int = 8  # episodes of the policy after each round, over all tasks
     baseline: bool = False  # as many before the first
     promote: str = "ask"
@@ -77,10 +79,11 @@ class SessionPlan:
     def __post_init__(self) -> None:
         if not self.tasks:
             raise ConfigError("tasks: expected at least one instruction: --task, or `tasks` in the session's file")
-        for name, choices in (("collect", COLLECT), ("promote", PROMOTE)):
-            if (value := getattr(self, name)) not in choices:
-                raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
-        if self.collect == "correct" and self.take_over is None:
+        if not self.collect or not {*self.collect} <= {*COLLECT}:
+            raise ConfigError(f"collect: expected {' or '.join(COLLECT)}, or several in turn, got {[*self.collect]}")
+        if self.promote not in PROMOTE:
+            raise ConfigError(f"promote: expected one of {', '.join(PROMOTE)}, got {self.promote!r}")
+        if "correct" in self.collect and self.take_over is None:
             raise ConfigError("take_over: expected who corrects the policy, because `collect` is correct")
         chosen = (self.keys.back, self.keys.live, self.keys.leave)
         if len({*chosen}) < len(chosen) or not {*chosen} <= {*FREE_KEYS}:
@@ -88,6 +91,10 @@ class SessionPlan:
         for path in self.tuning.replay_from:
             if not path.is_dir():
                 raise ConfigError(f"tuning.replay_from: expected a dataset folder, {path} is none")
+
+    def collecting(self, taught: int) -> str:
+        """What is collected while so many versions of this session are live or were, and were not rolled back."""
+        return self.collect[min(taught, len(self.collect) - 1)]
 
 
 def read_plan(place: Path, given: Mapping[str, Any]) -> SessionPlan:
@@ -125,9 +132,12 @@ def _file(file: Path) -> dict[str, Any]:
     for name in ("store", "key", "server_key"):
         if fields.has(name):
             found[name] = Path(fields.text(name)).expanduser()
-    for name, choices in (("collect", COLLECT), ("promote", PROMOTE)):
-        if fields.has(name):
-            found[name] = fields.text(name, choices=choices)
+    if fields.is_list("collect"):
+        found["collect"] = fields.texts("collect", choices=COLLECT)
+    elif fields.has("collect"):
+        found["collect"] = (fields.text("collect", choices=COLLECT),)
+    if fields.has("promote"):
+        found["promote"] = fields.text("promote", choices=PROMOTE)
     for name, above in (("rounds", 0), ("episodes", 0), ("uncorrected", 0), ("tries", -1), ("seed", -1)):
         if fields.has(name):
             found[name] = fields.whole(name, above=above)

@@ -71,9 +71,9 @@ class Practice:
 
         return self._by_policy(episode), corrections.corrected
 
-    def wait(self) -> None:
-        """A moment in which nothing moves; keys are read."""
-        self._sit(self.plan.teleop if self.plan.collect == "demonstrate" else self.plan.take_over)
+    def wait(self, collecting: str) -> None:
+        """A moment in which nothing moves; keys are read, of who is there for what is collected."""
+        self._sit(self.plan.teleop if collecting == "demonstrate" else self.plan.take_over)
         if isinstance(self._person, Controlled):
             self._person.glance()
         time.sleep(GLANCE_S)
