@@ -16,7 +16,7 @@ help:
 	@echo "make demo    the whole loop on a virtual arm (ARGS=--quick for the short one)"
 	@echo "make test    lint, types and all tests, with coverage"
 	@echo "make check   lint and types only"
-	@echo "make mutate  plant faults in robots/limits.py; the tests must catch each (about two minutes)"
+	@echo "make mutate  plant faults in robots/limits.py and what it decides by; the tests must catch each (two minutes)"
 	@echo "make pythons the base install on each Python from 3.10 to 3.13 that is on PATH (a few minutes)"
 	@echo "make clean   remove .venv and everything built"
 

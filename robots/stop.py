@@ -1,14 +1,12 @@
-"""The emergency stop around an arm: a latch that only a human clears, and a socket anybody on this machine can pull.
+"""The emergency stop around an arm: a socket that any program of this user can pull, and the watch that answers it.
 
 What stops the arm is `limits.LimitedArm.stop`, in the thread that was told to: it does not wait for the control loop.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import re
 import tempfile
 import threading
 from contextlib import suppress
@@ -17,53 +15,17 @@ from pathlib import Path
 import msgpack
 import zmq
 
+from hotpolicy.robots.latch import FileLatch, plain
 from hotpolicy.robots.limits import LimitedArm
-from hotpolicy.runtime import durable
 from hotpolicy.runtime.errors import ConfigError, RobotError, StopUnconfirmed
+
+__all__ = ["FileLatch", "Sentry", "ask_stop", "stop_endpoint"]  # with what keeps a stop
 
 log = logging.getLogger(__name__)
 
 LOOK_MS = 50  # between two looks at the watchdog
 LONGEST = 1024  # bytes of a request
 ANSWER_S = 5.0  # a stop takes milliseconds; a bus that does not answer takes all its repetitions
-
-
-class FileLatch:
-    """Implements limits.Latch in a file: an arm that was stopped stays stopped when its program starts again."""
-
-    def __init__(self, robot: str, folder: Path | None = None):
-        self.file = (folder or _state_folder()) / f"{_plain(robot)}.json"
-        self._reason = self._read()
-
-    @property
-    def reason(self) -> str | None:
-        return self._reason
-
-    def set(self, reason: str) -> None:
-        """Never raises: a disk that is full must not stand between a hand and the stop."""
-        self._reason = reason
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            durable.replace_file(self.file, json.dumps({"reason": reason}).encode())
-        except OSError as error:
-            log.error("the stop is not remembered beyond this program: %s: %s", self.file, error.strerror)
-
-    def clear(self) -> str | None:
-        """Forget the stop; returns why there was one. Raises ConfigError when the file cannot be removed."""
-        before, self._reason = self._read(), None
-        try:
-            self.file.unlink(missing_ok=True)
-        except OSError as error:
-            raise ConfigError(f"stop: {self.file} cannot be removed: {error.strerror}") from error
-        return before
-
-    def _read(self) -> str | None:
-        try:
-            return str(json.loads(self.file.read_text())["reason"])
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError):
-            return f"unreadable {self.file}"  # a stop nobody can read is still a stop
 
 
 class Sentry:
@@ -149,13 +111,4 @@ def stop_endpoint(robot: str) -> str:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_uid != user or folder.stat().st_mode & 0o077:
         raise ConfigError(f"stop: expected {folder} to be this user's alone (chmod 700), it is open to others")
-    return f"ipc://{folder}/stop-{_plain(robot)}"
-
-
-def _state_folder() -> Path:
-    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(base).expanduser() / "hotpolicy" / "stopped"
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]", "_", name)[:60]
+    return f"ipc://{folder}/stop-{plain(robot)}"

@@ -20,7 +20,6 @@ from calling import call
 from hotpolicy.launch import rig as rig_module
 from hotpolicy.launch.profile import load_profile
 from hotpolicy.launch.rig import Rig
-from hotpolicy.robots import stop
 from hotpolicy.robots.arms.so import SO101_FOLLOWER
 from hotpolicy.robots.calibration import JointCalibration, write_calibration
 from hotpolicy.robots.limits import LimitedArm, Limits
@@ -33,6 +32,7 @@ from hotpolicy.robots.stop import FileLatch, Sentry, ask_stop, stop_endpoint
 from hotpolicy.robots.teleop.keyboard import KeyboardOperator
 from hotpolicy.robots.teleop.stop_key import StopKey
 from hotpolicy.robots.teleop.terminal import Terminal
+from hotpolicy.runtime import durable
 from hotpolicy.runtime.clock import Rate
 from hotpolicy.runtime.errors import BusLost, CalibrationError, ConfigError, Stopped, StopUnconfirmed
 from hotpolicy.runtime.messages import Observation
@@ -127,7 +127,7 @@ def test_a_full_disk_does_not_keep_the_arm_from_stopping(monkeypatch, arm, virtu
     def full(*what):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(stop.durable, "replace_file", full)
+    monkeypatch.setattr(durable, "replace_file", full)
     arm.torque(True)
     arm.stop("fire")
     assert torque(virtual) == {False}
