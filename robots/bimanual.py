@@ -21,7 +21,8 @@ SIDES = ("left_", "right_")
 class Half(Arm, Protocol):
     """An arm that can be half of a pair."""
 
-    torque_on: bool  # all joints are known to be energised
+    @property
+    def torque_on(self) -> bool: ...  # all joints are known to be energised
 
     def close(self, release: bool = False) -> None: ...
 

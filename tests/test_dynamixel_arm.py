@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hotpolicy.robots.arms.interbotix import VIPERX_300, WIDOWX_250_LEADER
 from hotpolicy.robots.arms.koch import KOCH_FOLLOWER, KOCH_LEADER
 from hotpolicy.robots.calibration import JointCalibration
 from hotpolicy.robots.limits import LimitedArm, Limits
-from hotpolicy.robots.servo.arm import connect
+from hotpolicy.robots.servo.arm import ServoArm, connect
 from hotpolicy.robots.servo.bus import ServoBus, Timing
 from hotpolicy.robots.servo.dynamixel import DYNAMIXEL, WATCHDOG_S, Dynamixel
 from hotpolicy.robots.servo.dynamixel_registers import XSERIES, Mode
@@ -205,9 +206,10 @@ def test_an_overload_is_named_and_torque_needs_a_reboot(virtual, arm):
 
 def test_a_setting_that_the_servo_does_not_take_keeps_torque_off(virtual, arm):
     virtual.servo(1).poke("min_position", 0)
-    arm._rows = (arm._rows[0].__class__("shoulder_pan", 1, 1060, settings=(("mode", Mode.CURRENT),)), *arm._rows[1:])
+    first, *others = KOCH_FOLLOWER.joints
+    odd = replace(KOCH_FOLLOWER, joints=(replace(first, settings=(("mode", Mode.CURRENT),)), *others))
     with pytest.raises(ServoFault, match="expected mode 0, it holds 3"):
-        arm.torque(True)
+        ServoArm(arm.bus, odd, CALIBRATION).torque(True)
     assert goals(virtual, arm) == [None] * 6
 
 

@@ -14,8 +14,9 @@ from hotpolicy.robots.arms.so import SO101_FOLLOWER
 from hotpolicy.robots.calibration import JointCalibration
 from hotpolicy.robots.limits import LimitedArm, Limits
 from hotpolicy.robots.robot import Arm
-from hotpolicy.robots.servo.arm import REST_TOLERANCE, ServoArm, connect
+from hotpolicy.robots.servo.arm import ServoArm, connect
 from hotpolicy.robots.servo.bus import Timing
+from hotpolicy.robots.servo.joints import REST_TOLERANCE
 from hotpolicy.robots.sim.pty import VirtualPort, serve
 from hotpolicy.robots.sim.servos import VirtualBus
 from hotpolicy.runtime.errors import (

@@ -166,7 +166,7 @@ def test_letting_go_of_those_that_answer_and_naming_the_rest(virtual, arm):
 def test_a_position_that_is_unknown_does_not_keep_an_arm_from_being_let_go(virtual, port):
     arm = connect(port.path, CALIBRATION, timing=BRISK)
     arm.torque(True)
-    arm._ticks.clear()
+    arm._sensing.forget()
     fault = virtual.inject("silent", id=5)
     fault.times = 4  # gone while it is to hold, back when it is to let go
     arm.close(release=True)

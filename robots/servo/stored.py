@@ -39,6 +39,12 @@ def read_register(bus: ServoBus, table: ArmTable, name: str) -> dict[str, int]:
     return {names[servo]: register.decode(reply.data) for servo, reply in replies.by_id.items()}
 
 
+def read_positions(bus: ServoBus, table: ArmTable) -> dict[int, int]:
+    """What all servos say of their position, ticks by id. Raises ServoSilent."""
+    by_name = read_register(bus, table, "present_position")
+    return {row.id: by_name[row.name] for row in table.servos}
+
+
 def select_calibration(table: ArmTable, calibration: Calibration) -> Calibration:
     """The table's servos of a calibration file. Raises CalibrationError for one that is missing, has another servo, or
     has numbers that no servo holds."""
