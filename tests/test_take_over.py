@@ -149,6 +149,7 @@ def test_the_leader_goes_along_while_a_policy_drives_and_lets_go_at_once(hand, o
     for _ in range(20):
         operator_.act(seen(at))
         operator_.follow(at)
+        leader._arm.bus.ping(1)  # returns once the goal has arrived
         goals.append(hand.servos[0].goal_ticks)
     assert {servo.torque for servo in hand.servos} == {True}
     assert np.diff(goals).max() <= 3.0 * 4095 / 360 + 1  # behind limits of its own
