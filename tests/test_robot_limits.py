@@ -187,6 +187,15 @@ def test_a_read_between_two_actions_is_enough_for_the_lead(arm):
     assert arm.sent[-1][0] == 4.0
 
 
+def test_one_joint_with_a_lead_is_enough_to_keep_it(arm):
+    arm.stuck = True
+    joints = (JointLimit(-90.0, 45.5, 3.0, max_lead=4.0), JointLimit(0.0, 100.0, 1000.0))
+    guard = LimitedArm(arm, Limits(joints), Clock())
+    for _ in range(3):
+        sent = guard.send(np.array([40.0, 90.0]))
+    assert list(sent) == [4.0, 90.0]
+
+
 def test_the_goal_comes_back_to_the_arm_no_faster_than_a_step(arm):
     arm.stuck = True
     guard = limited(arm, max_step=(3.0, 1000.0), max_lead=4.0)
