@@ -337,6 +337,31 @@ def test_after_a_stop_the_first_step_starts_from_where_the_arm_is(arm, time, eve
     assert guard.send(np.array([10.0, 50.0]))[0] == -40.0
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_an_arm_that_is_found_again_waits_for_its_first_action(arm, time, held):
+    arm.reconnect = lambda: arm.calls.append("reconnect")
+    guard = limited(arm, time)
+    guard.send(np.array([0.0, 50.0]))
+    time.now += 10.0 * held
+    assert guard.watchdog() is held
+    time.now += 10.0
+    guard.reconnect()
+    arm.calls.clear()
+    assert not guard.watchdog()
+    assert arm.calls == []
+
+
+@pytest.mark.parametrize("end", [LimitedArm.stop, LimitedArm.freeze])
+def test_there_is_nothing_to_watch_behind_a_stop(arm, time, end):
+    guard = limited(arm, time)
+    guard.send(np.array([0.0, 50.0]))
+    end(guard, "fire")
+    time.now += 10.0
+    arm.calls.clear()
+    assert not guard.watchdog()
+    assert arm.calls == []
+
+
 def test_a_stop_on_purpose_needs_no_watchdog(arm, time):
     guard = limited(arm, time)
     for stop in (guard.hold, lambda: guard.torque(False), lambda: guard.torque(True), guard.close):
