@@ -52,17 +52,21 @@ class ControlClient(Connection):
     def command(self, kind: str, request_id: str | None = None, **fields: Any) -> dict[str, Any]:
         """Send a command and wait for its result, pinging meanwhile to tell a busy server from a lost one.
 
-        Repeating a command under the same `request_id` is harmless; without one, a fresh one is made.
+        Repeating a command under the same `request_id` is harmless; without one, a fresh one is made. Raises ServerLost
+        when the server is silent, or its connection breaks: whether the command was done is then not known.
         """
         longest = Deadline.after(self.longest_s)
         message = envelope.message(kind, next(self._ids), request_id=request_id or uuid.uuid4().hex, **fields)
-        self._post(message, Deadline.after(self.timeout_s))
-        heard = now()
+        server = self._post(message, Deadline.after(self.timeout_s))
+        handshake, heard = self._dealers[server].handshake, now()
+        broken = handshake.broken()
         while not longest.passed():
             reply = self._receive(Deadline.after(min(self.timeout_s / 3, longest.remaining())), 0)
             if reply is None:
                 if now() - heard >= self.timeout_s:
                     raise ServerLost(f"{self.endpoint}: silent for {self.timeout_s:g} s during {kind}")
+                if handshake.broken() != broken:  # a new server would answer pings, and never this
+                    raise ServerLost(f"{self.endpoint}: {kind}: the connection broke, or the server was restarted")
                 self._post(envelope.message("ping", next(self._ids)), Deadline.after(self.timeout_s))
                 continue
             if not reply:

@@ -22,6 +22,7 @@ _EVENTS = (
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_DISCONNECTED
 )
 _numbers = itertools.count()
 
@@ -34,6 +35,7 @@ class Handshake:
         self._watched, self._endpoint, self._locked = watched, endpoint, locked
         self._refused = ""
         self._hung_up = 0  # times in a row
+        self._broken = 0  # connections that came about and are over
         self._knocked = now()
         address = f"inproc://hotpolicy-handshake-{next(_numbers)}"
         watched.monitor(address, int(_EVENTS))
@@ -46,8 +48,12 @@ class Handshake:
         """Why the server does not let this client in, as far as is known; empty: it has not said so. Asked again later,
         it is tried again. Never waits."""
         while self.socket.poll(0):
-            event, _ = self.socket.recv_multipart()  # pyzmq's own parser brings asyncio along
-            self._refused = self._read(*struct.unpack("=HI", event))
+            told, _ = self.socket.recv_multipart()  # pyzmq's own parser brings asyncio along
+            event, value = struct.unpack("=HI", told)
+            if event == zmq.EVENT_DISCONNECTED:  # says nothing of why
+                self._broken += 1
+                continue
+            self._refused = self._read(event, value)
             if self._refused:
                 self._knocked, self._hung_up = now(), 0
                 with contextlib.suppress(zmq.ZMQError):  # it has given up
@@ -56,6 +62,11 @@ class Handshake:
             self._refused, self._knocked = "", now()
             self._watched.connect(self._endpoint)
         return self._refused
+
+    def broken(self) -> int:
+        """How many connections are over: whatever was asked over one of them gets no answer any more."""
+        self.refusal()
+        return self._broken
 
     def _read(self, event: int, value: int) -> str:
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:

@@ -116,6 +116,43 @@ def test_frozen_killed_restarted(served: Served) -> None:
         assert client.infer(observation(), deadline_ms=3000).version == "v2"
 
 
+def test_a_command_that_a_restart_swallowed_is_over_at_once(tmp_path: Path) -> None:
+    """The server after it answers pings, and never heard of the command."""
+    endpoint, over = f"ipc://{tmp_path}/s", threading.Event()
+
+    def answer(server: zmq.Socket[bytes], asked: threading.Event) -> None:
+        while not over.is_set() and not asked.is_set():
+            if server.poll(20):
+                peer, *frames = server.recv_multipart()
+                message = wire.decode(frames)
+                if message["kind"] == "ping":
+                    pong = envelope.message("pong", message["id"], state="ready")
+                    server.send_multipart([peer, *map(bytes, wire.encode(pong))])
+                else:
+                    asked.set()
+
+    def serve() -> None:
+        for _ in range(2):
+            server = zmq.Context.instance().socket(zmq.ROUTER)
+            server.linger = 0
+            server.bind(endpoint)
+            answer(server, threading.Event())
+            server.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        with ControlClient(endpoint, timeout_s=1.0, longest_s=30.0) as operator:
+            began = time.monotonic()
+            with pytest.raises(ServerLost, match="swap: the connection broke, or the server was restarted"):
+                operator.swap("2")
+            assert time.monotonic() - began < 10
+            assert operator.ping() == "ready"  # and the next one reaches the new server
+    finally:
+        over.set()
+        thread.join()
+
+
 def test_sigterm_ends_the_server_with_grace(served: Served) -> None:
     served.start()
     assert served.end(signal.SIGTERM) == 0
