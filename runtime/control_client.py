@@ -57,9 +57,10 @@ class ControlClient(Connection):
         """
         longest = Deadline.after(self.longest_s)
         message = envelope.message(kind, next(self._ids), request_id=request_id or uuid.uuid4().hex, **fields)
-        server = self._post(message, Deadline.after(self.timeout_s))
-        handshake, heard = self._dealers[server].handshake, now()
-        broken = handshake.broken()
+        handshake = self._dealers[self._failover.active].handshake
+        broken = handshake.broken()  # before it is sent: a connection that breaks meanwhile may have swallowed it
+        self._post(message, Deadline.after(self.timeout_s))
+        heard = now()
         while not longest.passed():
             reply = self._receive(Deadline.after(min(self.timeout_s / 3, longest.remaining())), 0)
             if reply is None:
