@@ -140,5 +140,17 @@ def test_the_quick_way_agrees_with_the_search(ids, size, data):
         assert exact_answers(wire, [*ids, ids[0]], size) is None
 
 
+@pytest.mark.parametrize("fill", [b"\xff", b"\x00"])
+def test_the_largest_frames_add_up(fill):
+    """Their bytes add up to almost all that the quick checksum can count."""
+    data = fill * packets.MAX_DATA
+    wire = packets.encode(Frame(253, 0x7F, data))
+    assert exact_answers(wire, [253], len(data)) == {253: (data, 0x7F)}
+    assert exact_answers(wire[:-1] + bytes(((wire[-1] + 1) & 0xFF,)), [253], len(data)) is None
+    slots = {253: fill * (packets.MAX_DATA - 3)}
+    written = packets.sync_write(255, slots)
+    assert written[-1] == packets.checksum(written[2:-1])
+
+
 def test_an_instruction_is_not_taken_for_an_answer():
     assert exact_answers(packets.encode(Frame(1, 0x82, b"")), [1], 0) is None

@@ -219,18 +219,17 @@ class ServoBus:
         if limit is not None and limit < until:
             until, wait = limit, max(limit - until + wait, 0.0)
         self.counts.questions += 1
-        self._port.ask(request)
-        lacking, raw, echoed = expected + (len(request) if self.echo else 0), b"", False
+        lacking, echoed = expected + (len(request) if self.echo else 0), False
+        raw = more = self._port.exchange(request, lacking, wait)
         while True:
-            more = self._port.receive(lacking, wait)
-            raw += more
             if self.echo is False:
                 answers, lacking = self.protocol.sort(question, raw)
             else:
                 answers, lacking, echoed = sort_reply(raw, question, self.protocol, self.echo)
             if not lacking or not more:
                 break
-            wait = max(until - now(), 0.0)
+            more = self._port.receive(lacking, max(until - now(), 0.0))
+            raw += more
         if lacking:
             self.counts.damaged += bool(raw)
         elif echoed is not self.echo:

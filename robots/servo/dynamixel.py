@@ -20,7 +20,7 @@ from hotpolicy.robots.servo.dynamixel_registers import (
     decode_hardware,
 )
 from hotpolicy.robots.servo.family import Details, Family, Watchdog
-from hotpolicy.robots.servo.protocol import Question, Reply
+from hotpolicy.robots.servo.protocol import Question, Reply, reply
 
 PING_DATA = 3  # bytes: model and firmware
 PING_SIZE = PING_DATA + OVERHEAD
@@ -123,7 +123,7 @@ def exact_answers(raw: bytes, servos: Iterable[int], size: int) -> dict[int, Rep
         body = raw[start : end - 2]
         if crc16(body, crc) != raw[end - 2] | raw[end - 1] << 8 or packets.PLAIN in body:
             return None
-        answers[servo] = Reply(body[1:], body[0])
+        answers[servo] = reply((body[1:], body[0]))
         at = end
     return answers if at == len(raw) else None
 
@@ -137,7 +137,7 @@ def exact_fast(raw: bytes, servos: tuple[int, ...], size: int) -> dict[int, Repl
     if crc16(raw[at:-2], crc) != raw[-2] | raw[-1] << 8 or raw[at + 1 :: step] != bytes(servos):
         return None
     return {
-        servo: Reply(raw[start + 2 : start + 2 + size], raw[start])
+        servo: reply((raw[start + 2 : start + 2 + size], raw[start]))
         for servo, start in zip(servos, range(at, len(raw), step), strict=True)
     }
 

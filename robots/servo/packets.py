@@ -7,14 +7,14 @@ therefore checks id and data size of every answer against its question.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
-from functools import lru_cache, partial
-from struct import Struct
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import NamedTuple
+from zlib import adler32
 
 from hotpolicy.robots.servo.frames import split
-from hotpolicy.robots.servo.protocol import Reply
+from hotpolicy.robots.servo.protocol import Reply, reply
 from hotpolicy.runtime.errors import BadRequest
 
 HEADER = b"\xff\xff"
@@ -37,9 +37,6 @@ class Instruction(IntEnum):
 
 
 SYNC_WRITE = int(Instruction.SYNC_WRITE)  # a plain number: cheaper in every comparison
-
-
-Unpack = Callable[[bytes], tuple[Any, ...]]
 
 
 class Frame(NamedTuple):
@@ -105,7 +102,7 @@ def sync_write(address: int, data: Mapping[int, bytes]) -> bytes:
         raise BadRequest(f"sync write: expected one size for all servos, got sizes {sorted(sizes)}")
     slots = b"".join([b"%c%b" % item for item in data.items()])
     head, so_far = _sync_write_head(address, sizes.pop(), len(slots))
-    return b"%b%b%c" % (head, slots, ~(so_far + sum(slots)) & 0xFF)
+    return b"%b%b%c" % (head, slots, ~adler32(slots, so_far) & 0xFF)  # the sum of all, see `_layout`
 
 
 @lru_cache(maxsize=64)
@@ -148,26 +145,25 @@ def exact_answers(buffer: bytes, servos: Sequence[int], size: int) -> dict[int, 
     """
     if len(buffer) != (size + OVERHEAD) * len(servos):
         return None
-    heads, fields_of, bodies_of = _layout(tuple(servos), size)
-    fields = fields_of(buffer)
-    errors = fields[1::3]
-    if fields[::3] != heads or max(errors, default=0) > MAX_ERROR:
-        return None
-    for total in map(sum, bodies_of(buffer)):
-        if total & 0xFF != 0xFF:  # that is what a frame and its checksum add up to
+    answers = {}
+    for servo, head, at, body, error_at, data in _layout(tuple(servos), size):
+        error = buffer[error_at]
+        if not buffer.startswith(head, at) or error > MAX_ERROR or adler32(buffer[body]) & 0xFF:
             return None
-    answers = dict(zip(servos, map(_reply, zip(fields[2::3], errors, strict=True)), strict=True))
+        answers[servo] = reply((buffer[data], error))
     return answers if len(answers) == len(servos) else None
 
 
-# Half the cost of a NamedTuple's own constructor, six times in every cycle.
-_reply: Callable[[tuple[bytes, int]], Reply] = partial(tuple.__new__, Reply)
-
-
 @lru_cache(maxsize=64)
-def _layout(servos: tuple[int, ...], size: int) -> tuple[tuple[bytes, ...], Unpack, Unpack]:
-    """The first bytes of each answer; what takes the answers apart into first bytes, error and data of each; and what
-    into that which a checksum is about, with the checksum."""
-    heads = tuple(HEADER + bytes((servo, size + 2)) for servo in servos)
-    fields, bodies = f"4sB{size}sx" * len(servos), f"2x{size + OVERHEAD - 2}s" * len(servos)
-    return heads, Struct(fields).unpack, Struct(bodies).unpack
+def _layout(servos: tuple[int, ...], size: int) -> list[tuple[int, bytes, int, slice, int, slice]]:
+    """Of each answer: id, first bytes and where they are, what adds up to 0xFF (all behind the header, with the
+    checksum), and where error and data are.
+
+    Adler-32 counts from 1, and its low half is the sum modulo 65521, more than a frame can have: its last byte is 0
+    where the sum's is 0xFF. It takes a third of the time of `sum`.
+    """
+    rows = []
+    for index, servo in enumerate(servos):
+        at, end = (OVERHEAD + size) * index, (OVERHEAD + size) * (index + 1)
+        rows.append((servo, HEADER + bytes((servo, size + 2)), at, slice(at + 2, end), at + 4, slice(at + 5, end - 1)))
+    return rows

@@ -13,7 +13,8 @@ An `ArmTable` names its family, and ServoArm and ServoBus need no line of new co
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 
@@ -31,6 +32,10 @@ class Reply(NamedTuple):
 
     data: bytes
     error: int  # the error byte as it came; `Family.decode_errors` names it
+
+
+# From (data, error): half the cost of a NamedTuple's own constructor, six times in every cycle.
+reply: Callable[[tuple[bytes, int]], Reply] = partial(tuple.__new__, Reply)
 
 
 class Protocol(typing.Protocol):
