@@ -106,7 +106,7 @@ def test_torque_comes_on_at_both_or_neither(wires, halves, arm):
 
 def test_release_is_tried_at_both(wires, halves, arm):
     arm.torque(True)
-    halves[0].bus.timing = Timing(margin_ms=50, retries=0)
+    halves[0].bus.line.timing = Timing(margin_ms=50, retries=0)
     wires[0].inject("drop")  # does what it is told and never says so
     with pytest.raises(ServoFault, match="expected torque off"):
         arm.torque(False)

@@ -122,7 +122,7 @@ def test_echo_late_and_split_answers(virtual, bus):
     while (replies := bus.sync_read(SIX, *POSITION)).missing:
         assert positions(replies).get(5, 1234) == 1234  # never what was late
     assert positions(replies)[5] == 1234
-    bus.echo = None
+    bus.line.echo = None
     virtual.inject("echo")
     for _ in range(3):
         assert bus.sync_read(SIX, *POSITION).missing == ()

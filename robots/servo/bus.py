@@ -8,7 +8,6 @@ for the answer to a newer question.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -17,19 +16,15 @@ from typing import NamedTuple
 from hotpolicy.robots.servo.counts import Counts
 from hotpolicy.robots.servo.echo import sort_reply
 from hotpolicy.robots.servo.feetech import Feetech
+from hotpolicy.robots.servo.line import Line
 from hotpolicy.robots.servo.port import Port
-from hotpolicy.robots.servo.ports import holders
 from hotpolicy.robots.servo.protocol import Protocol, Question, Reply
+from hotpolicy.robots.servo.silence import Silence
 from hotpolicy.robots.servo.timing import Timing
 from hotpolicy.runtime.clock import now
 from hotpolicy.runtime.errors import ServoSilent
 
 __all__ = ["Counts", "Replies", "ServoBus", "Timing", "sort_reply"]  # with what comes with a bus
-
-log = logging.getLogger(__name__)
-
-PROBE_EVERY = 5  # of so many sync reads one begins with a ping to servos that stay silent
-STRANGERS = 5  # of so many strange answers one is reported
 
 
 class Replies(NamedTuple):
@@ -46,17 +41,24 @@ class ServoBus:
     """
 
     def __init__(self, port: str, timing: Timing | None = None, protocol: Protocol | None = None):
-        self.timing = timing or Timing()
-        self.protocol = protocol or Feetech()
-        self.counts = Counts()
-        self.echo: bool | None = None  # whether the adapter repeats what we write; None: not known yet
-        self._port = Port(port, self.timing.baud)
-        self._silent: dict[int, int] = {}  # id -> sync reads since it fell silent
+        timing, self.protocol = timing or Timing(), protocol or Feetech()
+        self._port = Port(port, timing.baud)
+        self.line = Line(self._port, timing, self.protocol)
+        self._silent = Silence(port)
         self._turn = threading.RLock()
 
     @property
     def port(self) -> str:
         return self._port.name
+
+    @property
+    def counts(self) -> Counts:
+        return self.line.counts
+
+    @property
+    def echo(self) -> bool | None:
+        """Whether the adapter repeats what we write; None: not known yet."""
+        return self.line.echo
 
     @property
     def is_open(self) -> bool:
@@ -67,7 +69,7 @@ class ServoBus:
         with self._turn:
             if not self._port.is_open:
                 self._port.open()
-                self.echo = None
+                self.line.echo = None
                 self._silent.clear()
             return self
 
@@ -116,9 +118,9 @@ class ServoBus:
         """`size` bytes from `address` of each servo, in one question; silent servos are in `missing`."""
         servos = tuple(servos)
         with self._turn:
-            until = now() + self.timing.budget_ms * 1e-3
+            until = now() + self.line.timing.budget_ms * 1e-3
             asked = self._speaking(servos) if self._silent else servos
-            got = self._exchange(self.protocol.sync_read(asked, address, size, asked is not servos)) if asked else {}
+            got = self.line.ask(self.protocol.sync_read(asked, address, size, asked is not servos)) if asked else {}
             if len(got) == len(servos):
                 return Replies(got, ())
             got = self._insist(lambda left: self.protocol.sync_read(left, address, size, True), asked, got, until)
@@ -127,12 +129,8 @@ class ServoBus:
     def scan(self) -> dict[int, int]:
         """Model numbers of all servos that answer, by id. Takes a tenth of a second, with Dynamixels one."""
         with self._turn:
-            question = self.protocol.ping_all()
-            self._port.ask(question.request)
-            wait = self.timing.wait_s(question.expected, 0) + self.protocol.scan_s
-            raw = self._port.receive(question.expected, wait)
             found = {}
-            for servo in sorted(self.protocol.found(raw)):
+            for servo in sorted(self.line.ask_all()):
                 with suppress(ServoSilent):  # what looked like its answer was noise
                     found[servo] = int.from_bytes(self.read(servo, *self.protocol.model).data, "little")
             return found
@@ -151,8 +149,8 @@ class ServoBus:
 
     def _gather(self, question: Question) -> Reply | None:
         """The answer to a question to one servo, asked again where it did not come."""
-        until = now() + self.timing.budget_ms * 1e-3
-        got = self._insist(lambda _: question, question.servos, self._exchange(question), until)
+        until = now() + self.line.timing.budget_ms * 1e-3
+        got = self._insist(lambda _: question, question.servos, self.line.ask(question), until)
         return got.get(question.servos[0])
 
     def _insist(
@@ -164,90 +162,33 @@ class ServoBus:
     ) -> dict[int, Reply]:
         """Ask those that did not answer again, within the retries and the time of one cycle. Keeps who stays silent."""
         left = servos
-        for _ in range(self.timing.retries):
+        for _ in range(self.line.timing.retries):
             left = tuple(servo for servo in left if servo not in got)
             if not left or now() >= until:
                 break
             left = left[1:] + left[:1]  # some servos end a sync read at the first gap: let the gap come last
             self.counts.retries += 1
-            got.update(self._exchange(question(left), until))
+            got.update(self.line.ask(question(left), until))
         for servo in servos:
             if servo in got:
-                self._silent.pop(servo, None)
-                continue
-            self.counts.missed += 1
-            if servo not in self._silent:
-                log.warning("servo %d on %s does not answer", servo, self.port)
-                self._silent[servo] = PROBE_EVERY
+                self._silent.ended(servo)
+            else:
+                self._silent.fell(servo)
+                self.counts.missed += 1
         return {servo: got[servo] for servo in servos if servo in got}
 
     def _speaking(self, servos: tuple[int, ...]) -> tuple[int, ...]:
-        """Those of `servos` that are worth asking. Of the silent ones at most one a cycle is tried by a ping, and each
-        only now and then: waiting for all of them each time would slow the others' cycle."""
-        silent = [servo for servo in servos if servo in self._silent]
-        for servo in silent:
-            self._silent[servo] += 1
-        longest = max(silent, key=self._silent.__getitem__, default=None)
-        if longest is not None and self._silent[longest] >= PROBE_EVERY:
-            self._silent[longest] = 0
-            if self._answers_ping(longest):
-                silent.remove(longest)
-                del self._silent[longest]
-        return tuple(servo for servo in servos if servo not in silent) if silent else servos
+        """Those of `servos` that are worth asking: not the silent ones, until they answer a ping."""
+        tried = self._silent.to_try(servos)
+        if tried is not None and self._answers_ping(tried):
+            self._silent.ended(tried)
+        speaking = tuple(servo for servo in servos if servo not in self._silent)
+        return speaking if len(speaking) < len(servos) else servos
 
     def _answers_ping(self, servo: int) -> bool:
         """Whether a silent servo is back. The head of this file says why by a ping."""
-        return bool(self._exchange(self.protocol.ping(servo)))
+        return bool(self.line.ask(self.protocol.ping(servo)))
 
     def _tell(self, request: bytes) -> None:
         with self._turn:
-            if self.echo is False:
-                self._port.tell(request)  # nothing will be read, so nothing need be thrown away
-                return
-            self._port.ask(request)
-            if self.echo:
-                self._port.receive(len(request), self.timing.wait_s(len(request), 0))
-
-    def _exchange(self, question: Question, limit: float | None = None) -> dict[int, Reply]:
-        """One question and its answers, read until all are there, or time (`limit`, monotonic s, at the latest) is up.
-
-        What is expected is read at once; only when it is not exactly that the bus looks closer.
-        """
-        request, servos, _, expected = question
-        wait = self.timing.wait_s(2 * len(request) + expected, len(servos))
-        until = now() + wait
-        if limit is not None and limit < until:
-            until, wait = limit, max(limit - until + wait, 0.0)
-        self.counts.questions += 1
-        lacking, echoed = expected + (len(request) if self.echo else 0), False
-        raw = more = self._port.exchange(request, lacking, wait)
-        while True:
-            if self.echo is False:
-                answers, lacking = self.protocol.sort(question, raw)
-            else:
-                answers, lacking, echoed = sort_reply(raw, question, self.protocol, self.echo)
-            if not lacking or not more:
-                break
-            more = self._port.receive(lacking, max(until - now(), 0.0))
-            raw += more
-        if lacking:
-            self.counts.damaged += bool(raw)
-        elif echoed is not self.echo:
-            self.echo = echoed
-        if raw and (lacking or len(raw) != expected):
-            self._look_for_strangers(raw, answers)
-        return answers
-
-    def _look_for_strangers(self, raw: bytes, answers: Mapping[int, Reply]) -> None:
-        """Whole answers that were not asked for: late ones of our own now and then, a second master's all the time."""
-        if self.echo or not self.protocol.found(raw) - answers.keys():
-            return
-        self.counts.strange += 1
-        if self.counts.strange % STRANGERS == 0:
-            log.warning(
-                "%s: %d times now answers came that were not asked for: another program or controller is on this bus"
-                " (%s), or two servos have the same id",
-                self.port,
-                self.counts.strange,
-                ", ".join(holders(self.port)) or "none seen on this machine",
-            )
+            self.line.tell(request)
