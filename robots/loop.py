@@ -11,8 +11,9 @@ import numpy as np
 
 from hotpolicy.robots.feed import Feed
 from hotpolicy.robots.limits import LimitedArm
+from hotpolicy.robots.operators import Decision
 from hotpolicy.robots.robot import ArmState, Camera
-from hotpolicy.robots.sources import Decision, Source, Wish
+from hotpolicy.robots.sources import Source, Wish
 from hotpolicy.runtime.clock import now
 from hotpolicy.runtime.errors import RobotError
 from hotpolicy.runtime.messages import Observation, Step

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from hotpolicy.robots.operators import Beginning, Controlling, Deciding, Decision, Following, Pausing
 from hotpolicy.robots.robot import Operator
 from hotpolicy.runtime.chunks import ChunkBuffer
 from hotpolicy.runtime.client import PolicyClient
 from hotpolicy.runtime.errors import ServeError
 from hotpolicy.runtime.messages import ActionChunk, Observation
-
-Decision = Literal["done", "again", "stop"]  # keep the episode; discard it and try again; discard it and end
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,41 +37,6 @@ class Source(Protocol):
     def act(self, observation: Observation) -> Wish | None: ...  # None: the episode is over
 
     def decision(self) -> Decision: ...  # what to do with the episode that is over
-
-
-@runtime_checkable
-class Deciding(Protocol):
-    """An operator who says what becomes of an episode; for others an episode that is over is done."""
-
-    decision: Decision
-
-
-@runtime_checkable
-class Controlling(Protocol):
-    """An operator who can take over from a policy and hand back."""
-
-    in_control: bool
-
-
-@runtime_checkable
-class Pausing(Protocol):
-    """An operator who can halt everything for a while."""
-
-    paused: bool
-
-
-@runtime_checkable
-class Following(Protocol):
-    """An operator whose device goes along while somebody else drives."""
-
-    def follow(self, state: np.ndarray) -> None: ...  # (joints,) where the arm is
-
-
-@runtime_checkable
-class Beginning(Protocol):
-    """An operator who must know that an episode begins, so that nothing of the last one moves the arm in this one."""
-
-    def begin(self, task: str) -> None: ...
 
 
 @runtime_checkable

@@ -17,20 +17,10 @@ import pytest
 
 from hotpolicy.launch.profile import load_profile
 from hotpolicy.launch.teleop import operator
-from hotpolicy.robots.sources import Beginning, Controlling, Deciding, Pausing
+from hotpolicy.robots.operators import Beginning, Controlling, Deciding, Pausing
 from hotpolicy.robots.teleop.controls import Controls
-from hotpolicy.robots.teleop.gamepad import (
-    XBOX,
-    Axis,
-    Button,
-    Event,
-    GamepadOperator,
-    PadMapping,
-    PadState,
-    Plugged,
-    Unplugged,
-    legend,
-)
+from hotpolicy.robots.teleop.gamepad import GamepadOperator, legend
+from hotpolicy.robots.teleop.pad import XBOX, Axis, Button, Event, PadMapping, PadState, Plugged, Unplugged
 from hotpolicy.robots.teleop.sdl import SdlGamepad
 from hotpolicy.runtime.errors import ConfigError
 from hotpolicy.runtime.messages import Joint, Observation, RobotSpec

@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotpolicy.robots.kinematics import SO101
-from hotpolicy.robots.sources import HOLD, Beginning, Controlling, Deciding, OperatorSource, SharedSource, Wish
+from hotpolicy.robots.operators import Beginning, Controlling, Deciding
+from hotpolicy.robots.sources import HOLD, OperatorSource, SharedSource, Wish
 from hotpolicy.robots.teleop.controls import HAND_BACK_S
 from hotpolicy.robots.teleop.keyboard import KeyboardOperator, legend
 from hotpolicy.robots.teleop.keys import LONGEST, settle, split_keys

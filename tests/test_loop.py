@@ -18,12 +18,13 @@ from hotpolicy.robots.calibration import JointCalibration
 from hotpolicy.robots.feed import Feed, WhenFull
 from hotpolicy.robots.limits import LimitedArm, Limits
 from hotpolicy.robots.loop import ControlLoop
+from hotpolicy.robots.operators import Decision
 from hotpolicy.robots.robot import Frame
 from hotpolicy.robots.servo.arm import connect
 from hotpolicy.robots.servo.bus import Timing
 from hotpolicy.robots.sim.pty import VirtualPort, serve
 from hotpolicy.robots.sim.servos import VirtualBus
-from hotpolicy.robots.sources import HOLD, Decision, PolicySource, SteppedPolicySource, Wish
+from hotpolicy.robots.sources import HOLD, PolicySource, SteppedPolicySource, Wish
 from hotpolicy.runtime.chunks import ChunkBuffer
 from hotpolicy.runtime.client import PolicyClient
 from hotpolicy.runtime.clock import Rate

@@ -24,11 +24,12 @@ from hotpolicy.robots.calibration import JointCalibration, write_calibration
 from hotpolicy.robots.feed import Feed
 from hotpolicy.robots.limits import JointLimit, LimitedArm, Limits
 from hotpolicy.robots.loop import ControlLoop
+from hotpolicy.robots.operators import Following, Pausing
 from hotpolicy.robots.servo.arm import connect
 from hotpolicy.robots.servo.bus import Timing
 from hotpolicy.robots.sim.pty import VirtualPort, serve
 from hotpolicy.robots.sim.servos import VirtualBus
-from hotpolicy.robots.sources import Following, Pausing, SharedSource, Wish
+from hotpolicy.robots.sources import SharedSource, Wish
 from hotpolicy.robots.teleop.controls import HAND_BACK_S, Controls
 from hotpolicy.robots.teleop.leader import NEAR, LeaderOperator
 from hotpolicy.robots.teleop.terminal import Terminal

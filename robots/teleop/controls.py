@@ -9,7 +9,7 @@ from hotpolicy.robots.teleop.terminal import Terminal
 from hotpolicy.runtime import clock
 
 if TYPE_CHECKING:
-    from hotpolicy.robots.sources import Decision
+    from hotpolicy.robots.operators import Decision
 
 ENDINGS: dict[str, Decision] = {"escape": "stop", "left": "again", "right": "done"}  # the first one pressed holds
 TAKE_OVER = ("space", "tab")
@@ -114,7 +114,7 @@ class Controls:
 
 
 class Controlled:
-    """What robots.sources asks of an operator, answered by its controls."""
+    """What robots.operators asks of one, answered by its controls."""
 
     _controls: Controls
 

@@ -29,7 +29,7 @@ SPEED = {"deg": 30.0, "percent": 60.0}  # per second, of a key that arrives in e
 
 
 class KeyboardOperator(Controlled):
-    """Implements robots.robot.Operator; `decision`, `in_control` and `paused` are what robots.sources asks for.
+    """Implements robots.robot.Operator; `decision`, `in_control` and `paused` are what robots.operators asks for.
 
     The target starts where the arm is seen to be, in every episode and at every take-over, and stays in its range.
     """

@@ -23,7 +23,7 @@ NEAR = 2.0  # deg or percent: the follower has arrived
 
 
 class LeaderOperator(Controlled):
-    """Implements robots.robot.Operator; `decision`, `in_control`, `paused` and `follow` are what robots.sources asks
+    """Implements robots.robot.Operator; `decision`, `in_control`, `paused` and `follow` are what robots.operators asks
     for. The leader is behind limits of its own; a hand has to be able to move it, so it is released but to follow."""
 
     def __init__(self, leader: LimitedArm, spec: RobotSpec, controls: Controls, follows: bool = True):

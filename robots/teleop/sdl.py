@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from hotpolicy.robots.teleop.gamepad import Axis, Button, Event, Plugged, Unplugged
+from hotpolicy.robots.teleop.pad import Axis, Button, Event, Plugged, Unplugged
 from hotpolicy.runtime.errors import ConfigError
 
 # SDL reads its events only with a video driver; without a handler of its own it leaves SIGTERM to end the program.
@@ -33,7 +33,7 @@ HOW_TO_CHECK = "`ls -l /dev/input/js*` shows those the kernel knows; reading the
 
 
 class SdlGamepad:
-    """The first gamepad there is. Implements robots.teleop.gamepad.Gamepad; for one thread."""
+    """The first gamepad there is. Implements robots.teleop.pad.Gamepad; for one thread."""
 
     def __init__(self) -> None:
         """Raises ConfigError when there is none."""
