@@ -25,9 +25,10 @@ from typing import Any
 import torch
 
 from hotpolicy.finetune.lessons import Lessons
+from hotpolicy.finetune.outcome import Progress
 from hotpolicy.finetune.replay import rehearsal_of
 from hotpolicy.finetune.settings import TuneConfig
-from hotpolicy.finetune.trainer import Progress, Trainer
+from hotpolicy.finetune.trainer import Trainer
 from hotpolicy.launch.nano import SHIPPED
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.engine.torch_weights import build_model, tensors_from_numpy

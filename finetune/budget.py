@@ -19,7 +19,7 @@ OPTIMISER_S = 4e-9  # seconds for a parameter's step of AdamW and of the average
 # Of activations: the holes that they leave when they are freed. The C library's heap keeps blocks below 32 MB for the
 # process; gradients that stay fill the holes. Measured with bench/budget.py: lora, which has hardly any, takes 0.6 GB
 # less of 3.7 where every block above 1 MB is given back at once (MALLOC_MMAP_THRESHOLD_), for a fifth more of the
-# processor's time.
+# processor's time. So it is done where layers are computed again, because memory is short.
 HOLES = 0.5
 MARGIN = 0.1  # of the memory that is available stays so
 PREFERENCE = ("expert", "lora-expert", "heads")  # what to take first where only the motion is new
@@ -36,7 +36,7 @@ class Memory:
     best: int  # the best weights so far, where a run may end with them
     activations: int  # of the frames computed at one time
     holes: int  # that freed activations leave and no gradient fills
-    folding: int  # at the end: weights that adapters are folded into, as far as they do not fit such holes
+    folding: int  # at the end: weights that adapters are folded into, beyond what training gives back before
     cache: int  # K/V in memory
 
     @property
@@ -158,6 +158,7 @@ def _kept(cost: Cost, frames: int, config: TuneConfig) -> str:
 def _memory(cost: Cost, given: Situation, config: TuneConfig) -> Memory:
     per_frame = cost.kept_recomputing if config.recompute else cost.kept
     activations, gradients = config.at_once * (per_frame + 2 * cost.widest), FP32 * cost.trained
+    holes = 0 if config.recompute else max(0, int(HOLES * activations) - gradients)
     keeps = config.patience is not None or config.strategy == "progressive"
     return Memory(
         loaded=given.loaded,
@@ -166,7 +167,7 @@ def _memory(cost: Cost, given: Situation, config: TuneConfig) -> Memory:
         optimiser=MOMENTS * FP32 * cost.trained,
         best=FP32 * cost.trained if keeps else 0,
         activations=activations,
-        holes=max(0, int(HOLES * activations) - gradients),
-        folding=max(0, cost.folded - int(HOLES * activations)),
+        holes=holes,
+        folding=max(0, cost.folded - activations - holes - gradients),
         cache=cost.cache * given.frames if _kept(cost, given.frames, config) == "memory" else 0,
     )

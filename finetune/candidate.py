@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from hotpolicy.finetune.lessons import Lessons
+from hotpolicy.finetune.outcome import Outcome
 from hotpolicy.finetune.replay import FILE, extend, rehearsal_bytes
 from hotpolicy.finetune.settings import TuneConfig
-from hotpolicy.finetune.trainer import Outcome
 from hotpolicy.runtime.bundle import Bundle, seal
 from hotpolicy.runtime.engine.torch_weights import tensor_to_numpy
 from hotpolicy.runtime.versions.chain import resolve

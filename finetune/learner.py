@@ -15,7 +15,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from hotpolicy.finetune import lora
+from hotpolicy.finetune.batches import Batch
+from hotpolicy.finetune.cache import Prefixes
 from hotpolicy.finetune.ema import Ema
+from hotpolicy.finetune.frames import Frames
+from hotpolicy.finetune.heap import give_back
+from hotpolicy.finetune.ranks import ALONE, Ranks
 from hotpolicy.finetune.settings import TuneConfig
 from hotpolicy.finetune.strategy import Stage
 from hotpolicy.runtime.engine.torch_weights import apply_delta
@@ -31,14 +36,15 @@ def computing(config: TuneConfig) -> torch.autocast:
 
 
 class Learner:
-    def __init__(self, parent: Vla, stages: Sequence[Stage], config: TuneConfig):
+    def __init__(self, parent: Vla, stages: Sequence[Stage], config: TuneConfig, ranks: Ranks = ALONE):
         """Enters the first stage. Raises ConfigError for a rank that a layer does not have."""
         self.model = apply_delta(parent, {})
-        self.config = config
+        self.config, self.ranks = config, ranks
         layers = dict.fromkeys(name for stage in stages for name in stage.layers(self.model))
         random = torch.Generator().manual_seed(config.seed)
         lora.attach(self.model, layers, config.lora_rank, config.lora_alpha, random)
         self._begin(stages[0])
+        self.model.recompute = config.recompute
 
     def _begin(self, stage: Stage) -> None:
         groups = self._set_free(stage, 0)
@@ -81,9 +87,25 @@ class Learner:
             {"params": members, "multiple": multiple, "since": step, "lr": 0.0} for multiple, members in fresh.items()
         ]
 
+    @property
+    def saves(self) -> bool:
+        """Whether this process has to take part in a snapshot."""
+        return self.ranks.first
+
+    def agreed(self, wish: bool) -> bool:
+        """Whether to do what this process wishes; where all have to do it together, what the first one wishes."""
+        return wish
+
+    def loss(self, frames: Frames, batch: Batch, prefixes: Prefixes) -> Tensor:
+        """Flow loss of these frames, (batch, draws)."""
+        rows = batch.rows
+        prefix = prefixes.take(rows)
+        return self.model.flow_loss(prefix, frames.state[rows], frames.actions[rows], batch.noise, batch.times)
+
     def update(self, step: int, rate: float) -> float:
-        """One step of the optimiser with the gradients there are -> their norm, before it was clipped. Raises
+        """One step of the optimiser with the gradients of all processes -> their norm, before it was clipped. Raises
         TuningError when they are not finite."""
+        self._share_gradients()
         for group in self._optimiser.param_groups:
             warm = min(1.0, (step - group["since"] + 1) / max(1, self.config.warmup))
             group["lr"] = rate * group["multiple"] * warm
@@ -96,6 +118,9 @@ class Learner:
         self._average()
         return norm
 
+    def _share_gradients(self) -> None:
+        self.ranks.sum_gradients(self.free().values())
+
     def finish(self, averages: Mapping[str, Tensor] | None = None) -> tuple[Vla, tuple[str, ...]]:
         """The model to publish, of these averages or the present ones, and the names of the tensors that learned.
         Adapters are folded into the layers they belong to. The learner has no further use."""
@@ -103,6 +128,7 @@ class Learner:
             self.averaged.load_state_dict(dict(averages), strict=False)
         names = (lora.folded(name) if lora.is_adapter(name) else name for name in self.free())
         learned = tuple(dict.fromkeys(names))
+        give_back()  # folding needs room for every weight that has an adapter
         lora.fold(self.averaged)
         return self.averaged, learned
 

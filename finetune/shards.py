@@ -18,10 +18,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from hotpolicy.finetune.batches import Batch
+from hotpolicy.finetune.cache import Prefixes
 from hotpolicy.finetune.frames import Frames
 from hotpolicy.finetune.learner import Learner, State
+from hotpolicy.finetune.ranks import Ranks
 from hotpolicy.finetune.settings import TuneConfig
-from hotpolicy.finetune.strategy import Stage
+from hotpolicy.finetune.strategy import Stage, Strategy
 from hotpolicy.runtime.engine.torch_weights import apply_delta
 from hotpolicy.runtime.errors import ConfigError
 from hotpolicy.runtime.model.vla import Vla
@@ -29,16 +32,23 @@ from hotpolicy.runtime.model.vla import Vla
 UNIT = re.compile(r"language\.\d+|vision\.layers\.\d+")  # is whole by itself; the rest is whole for a whole pass
 
 
+def learner_of(parent: Vla, strategy: Strategy, config: TuneConfig, ranks: Ranks) -> Learner:
+    """Whole in each process, unless everything learns in several."""
+    kind = ShardedLearner if ranks.size > 1 and strategy.name == "full" else Learner
+    return kind(parent, strategy.stages, config, ranks)
+
+
 class ShardedLearner(Learner):
-    def __init__(self, parent: Vla, stages: Sequence[Stage], config: TuneConfig, size: int):
+    def __init__(self, parent: Vla, stages: Sequence[Stage], config: TuneConfig, ranks: Ranks):
         """Raises ConfigError for a batch of which some process would have no part: all must compute together."""
+        size = ranks.size
         if config.batch < size * config.accumulate:
             raise ConfigError(
                 f"batch: expected at least {size * config.accumulate}, a frame for each of {size} processes in each of "
                 f"{config.accumulate} parts, got {config.batch}"
             )
         self._parent, self._mesh = parent, init_device_mesh("cpu", (size,))
-        super().__init__(parent, stages, config)
+        super().__init__(parent, stages, config, ranks)
 
     def _begin(self, stage: Stage) -> None:
         groups = self._set_free(stage, 0)
@@ -62,12 +72,22 @@ class ShardedLearner(Learner):
         self._averages = {name: parameter.detach().clone() for name, parameter in self.free().items()}
         self._updates = 0
 
-    def loss(self, frames: Frames, rows: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """Flow loss of these frames, (batch, draws)."""
+    @property
+    def saves(self) -> bool:
+        return True
+
+    def agreed(self, wish: bool) -> bool:
+        return self.ranks.total(float(wish and self.ranks.first)) > 0
+
+    def loss(self, frames: Frames, batch: Batch, prefixes: Prefixes) -> Tensor:
+        """Nothing is frozen, so prefixes are computed within."""
         with warnings.catch_warnings():  # K/V are views; nothing changes them in place while gradients are kept
             warnings.filterwarnings("ignore", "FSDP2-wrapped module")
-            result: Tensor = self._pass(frames, rows, noise, times)
+            result: Tensor = self._pass(frames, batch)
         return result
+
+    def _share_gradients(self) -> None:
+        """They were summed on the way back."""
 
     @property
     def averaged(self) -> Vla:
@@ -126,9 +146,10 @@ class _Pass(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, frames: Frames, rows: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        prefix = frames.prefix(self.model, rows)
-        return self.model.flow_loss(prefix, frames.state[rows], frames.actions[rows], noise, times)
+    def forward(self, frames: Frames, batch: Batch) -> Tensor:
+        rows, model = batch.rows, self.model
+        prefix = frames.prefix(model, rows)
+        return model.flow_loss(prefix, frames.state[rows], frames.actions[rows], batch.noise, batch.times)
 
 
 def _own(value: Tensor) -> Tensor:

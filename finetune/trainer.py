@@ -8,58 +8,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from hotpolicy.finetune.batches import Batches
 from hotpolicy.finetune.cache import ComputedPrefixes
 from hotpolicy.finetune.curves import ByTask, Curves, Evaluation
 from hotpolicy.finetune.frames import Frames, concatenate
+from hotpolicy.finetune.heap import leave_no_holes
 from hotpolicy.finetune.held_out import HeldOut
 from hotpolicy.finetune.keeper import Keeper
-from hotpolicy.finetune.learner import Learner, computing
+from hotpolicy.finetune.learner import computing
 from hotpolicy.finetune.lessons import Lessons
+from hotpolicy.finetune.outcome import Outcome, Progress
 from hotpolicy.finetune.ranks import ALONE, Ranks
 from hotpolicy.finetune.settings import TuneConfig
-from hotpolicy.finetune.shards import ShardedLearner
+from hotpolicy.finetune.shards import learner_of
 from hotpolicy.finetune.snapshot import Snapshot
 from hotpolicy.finetune.sources import PrefixHome, Sources, choose
 from hotpolicy.finetune.strategy import Stage, strategy
 from hotpolicy.runtime.clock import now
 from hotpolicy.runtime.errors import TuningError
 from hotpolicy.runtime.messages import RobotSpec
-from hotpolicy.runtime.model.vla import Vla, sample_times
+from hotpolicy.runtime.model.vla import Vla
 from hotpolicy.runtime.transforms import Transforms
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    step: int  # done
-    steps: int  # planned
-    stage: str
-    loss: float  # flow loss of the batch
-    rate: float
-    seconds: float  # since the run began
-    gradient: float  # its norm, before it was clipped; nan before the first step
-    evaluation: Evaluation | None = None
-    note: str = ""  # something a person should know, e.g. that the cache did not fit
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a finished run leaves. `model` shares what it did not train with the parent."""
-
-    model: Vla
-    learned: tuple[str, ...]  # names of the tensors that were trained
-    curves: Curves
-    step: int  # whose weights these are
-    chosen_by: str
-    steps: int  # done
-    stopped: str  # "steps", "patience", "seconds", or "stage": the next stage was not earned
-    seconds: float
-    cache_mb: float  # of K/V kept; 0: none
-    notes: tuple[str, ...]
 
 
 class Trainer:
@@ -82,13 +54,12 @@ class Trainer:
         self.config, self.ranks = config, ranks
         self.strategy = strategy(config.strategy, parent)
         self.peak = config.rate or self.strategy.rate
-        stages = self.strategy.stages
-        self._cut = ShardedLearner(parent, stages, config, ranks.size) if self._sharded else None
-        self.learner = self._cut or Learner(parent, stages, config)
-        self.learner.model.recompute = config.recompute
+        if config.recompute:  # memory is short
+            leave_no_holes()
+        self.learner = learner_of(parent, self.strategy, config, ranks)
         parts = [Frames.encode(part, transforms) for part in (lessons.new, lessons.old) if part is not None]
-        self.frames, self.new, self.fresh = concatenate(parts), len(parts[0]), lessons.fresh
-        self.replayed = round(config.batch * config.replay) if len(parts) > 1 else 0
+        self.frames = concatenate(parts)
+        self._batches = Batches(self.frames, len(parts[0]), lessons.fresh, config)
         self.watched = {  # its draws do not depend on the run: figures of different runs and versions compare
             side: HeldOut(samples.spread(config.watched), transforms, spec, draw)
             for side, samples, draw in (
@@ -107,24 +78,9 @@ class Trainer:
         self._entered = [[0, 0]]  # stages, by index, and the step before which each was
         self._seconds = 0.0
         self._gradient = math.nan  # norm, of the last step
-        self._random = torch.Generator().manual_seed(config.seed)
         self._outcome: Outcome | None = None
         self._home, self._sources = home, Sources(ComputedPrefixes(self.learner.model, self.frames))
         self._check_data()
-
-    @property
-    def _sharded(self) -> bool:
-        """Whether each process holds a part of what learns, and not all of it."""
-        return self.ranks.size > 1 and self.strategy.name == "full"
-
-    @property
-    def saves(self) -> bool:
-        """Whether this process has to take part in a snapshot."""
-        return self.ranks.first or self._sharded
-
-    def agreed(self, wish: bool) -> bool:
-        """What the first process wishes, where all have to do it together; elsewhere each does as it wishes."""
-        return self.ranks.total(float(wish and self.ranks.first)) > 0 if self._sharded else wish
 
     @property
     def outcome(self) -> Outcome:
@@ -181,7 +137,7 @@ class Trainer:
             "train": self.curves.train,
             "evaluations": [evaluation.exactly() for evaluation in self.curves.evaluations],
         }
-        tensors = {"random": self._random.get_state()}
+        tensors = {"random": self._batches.random.get_state()}
         tensors |= {f"learner/{name}": value for name, value in self.learner.state().items()}
         kept = self.learner.gather(self._keeper.weights)
         tensors |= {f"kept/{name}": value for name, value in kept.items()}
@@ -193,7 +149,7 @@ class Trainer:
             for index, step in facts["entered"][1:]:
                 self._enter(self.strategy.stages[index], step)
             self.learner.restore(_under("learner/", tensors))
-            self._random.set_state(tensors["random"])
+            self._batches.random.set_state(tensors["random"])
             self.curves.train = list(facts["train"])
             self.curves.evaluations = [Evaluation.read(data) for data in facts["evaluations"]]
             first = self.curves.evaluations[0]
@@ -237,48 +193,25 @@ class Trainer:
             self.notes.append(self._sources.note)
 
     def _step(self, step: int) -> float:
-        config, model = self.config, self.learner.model
-        rows = self._rows()
-        noise = torch.randn((len(rows), config.draws, *self.frames.actions.shape[1:]), generator=self._random)
-        times = sample_times((len(rows), config.draws), self._random)
-        value = 0.0
-        # all was drawn before: neither processes nor parts change what is learned
-        for part in self.ranks.part(len(rows)).tensor_split(config.accumulate):
-            if not len(part):
+        batch, value = self._batches.draw(), 0.0
+        size = len(batch.rows)
+        for chosen in self.ranks.part(size).tensor_split(self.config.accumulate):
+            if not len(chosen):
                 continue
-            chosen = rows[part]
-            state, actions = self.frames.state[chosen], self.frames.actions[chosen]
             with computing(self.config):
-                if self._cut:
-                    loss = self._cut.loss(self.frames, chosen, noise[part], times[part])
-                else:
-                    loss = model.flow_loss(self._sources.train.take(chosen), state, actions, noise[part], times[part])
-            share = loss.float().mean() * (len(part) / len(rows))
+                loss = self.learner.loss(self.frames, batch.part(chosen), self._sources.train)
+            share = loss.float().mean() * (len(chosen) / size)
             share.backward()
             value += share.item()
         value = self.ranks.total(value)
         if not math.isfinite(value):
             raise TuningError(f"step {step + 1}: expected a finite loss, got {value:g}")
-        if not self._cut:
-            self.ranks.sum_gradients(self.learner.free().values())
         self._gradient = self.learner.update(step, self._rate(step))
         return value
 
     def _rate(self, step: int) -> float:
         cosine = (1 + math.cos(math.pi * step / self.config.steps)) / 2
         return self.peak * (self.config.floor + (1 - self.config.floor) * cosine)
-
-    def _rows(self) -> Tensor:
-        count = self.config.batch - self.replayed
-        fresh = round(count * self.config.fresh) if self.fresh else 0
-        new = torch.randint(0, self.new - (self.fresh if fresh else 0), (count - fresh,), generator=self._random)
-        if fresh:
-            newest = torch.randint(self.new - self.fresh, self.new, (fresh,), generator=self._random)
-            new = torch.cat([new, newest])
-        if not self.replayed:
-            return new
-        old = torch.randint(self.new, len(self.frames), (self.replayed,), generator=self._random)
-        return torch.cat([new, old])
 
     def _evaluate(self, step: int) -> Evaluation:
         """Of the averaged weights, which are what would be published."""
@@ -325,7 +258,7 @@ class Trainer:
     def _check_data(self) -> None:
         if self.config.patience is not None and "new" not in self.watched:
             self.notes.append("no held-out episodes to watch: all steps are taken, and the last weights kept")
-        if self.config.replay > 0 and not self.replayed:
+        if self.config.replay > 0 and not self._batches.replayed:
             self.notes.append("nothing to replay: old tasks may be forgotten")
 
 

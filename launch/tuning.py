@@ -24,12 +24,13 @@ from hotpolicy.finetune.findings import Finding, look_through
 from hotpolicy.finetune.frames import Frames
 from hotpolicy.finetune.gate import Bounds, judge
 from hotpolicy.finetune.lessons import Lessons, Span, gather
+from hotpolicy.finetune.outcome import Outcome, Progress
 from hotpolicy.finetune.ranks import Ranks
 from hotpolicy.finetune.relevance import Relevance, assess
 from hotpolicy.finetune.settings import TuneConfig
 from hotpolicy.finetune.sources import PrefixHome
 from hotpolicy.finetune.strategy import PREFIX
-from hotpolicy.finetune.trainer import Outcome, Progress, Trainer
+from hotpolicy.finetune.trainer import Trainer
 from hotpolicy.launch.planning import Option, check, names, survey, to_dict
 from hotpolicy.launch.trials import try_tasks
 from hotpolicy.launch.versions import open_store
@@ -221,7 +222,7 @@ def _train(trainer: Trainer, job: Job, folder: Path, identity: str) -> Iterator[
         yield {"event": "resumed", "step": begin.step}
     saved = now()
     for progress in trainer.run(begin):
-        if trainer.saves and job.save_every and trainer.agreed(now() - saved > job.save_every):
+        if trainer.learner.saves and job.save_every and trainer.learner.agreed(now() - saved > job.save_every):
             snapshot = trainer.snapshot()
             if trainer.ranks.first:
                 snapshots.save(folder, identity, snapshot)

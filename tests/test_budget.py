@@ -63,11 +63,11 @@ def test_what_saves_memory_is_counted() -> None:
     assert total(strategy="progressive") == plain + 8000
 
 
-def test_adapters_are_folded_into_weights_that_do_not_fit_the_holes() -> None:
+def test_folding_adapters_takes_what_training_has_given_back_and_more() -> None:
     lora = dataclasses.replace(COST, trained=100, folded=9000)
     memory = plan([lora], [1.0], CONFIG, GIVEN).memory
-    assert (memory.holes, memory.folding) == (2000, 9000 - 2400)
-    assert plan([dataclasses.replace(lora, folded=2000)], [1.0], CONFIG, GIVEN).memory.folding == 0
+    assert (memory.holes, memory.folding) == (2000, 9000 - 4800 - 2000 - 400)
+    assert plan([dataclasses.replace(lora, folded=7000)], [1.0], CONFIG, GIVEN).memory.folding == 0
 
 
 def test_layers_computed_again_take_the_way_there_twice() -> None:

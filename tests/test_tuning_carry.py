@@ -24,7 +24,7 @@ def test_fresh_frames_have_their_share(share: float) -> None:
     run = Trainer(parent_model(), TRANSFORMS, SPEC, FRESH, dataclasses.replace(SHORT, fresh=share, replay=0, batch=16))
     first_fresh = len(FRESH.new) - FRESH.fresh
     for _ in range(50):
-        rows = run._rows()
+        rows = run._batches.draw().rows
         assert len(rows) == 16
         if share:
             assert int((rows >= first_fresh).sum()) == 16 * share

@@ -12,10 +12,11 @@ from tuning_parts import NEW, OLD, SPEC, TRANSFORMS, episode, full_bundle, paren
 from hotpolicy.finetune.candidate import REHEARSED, seal_candidate
 from hotpolicy.finetune.dataset import Dataset
 from hotpolicy.finetune.lessons import Lessons, gather, split_frames
+from hotpolicy.finetune.outcome import Outcome
 from hotpolicy.finetune.replay import FILE, extend, load_rehearsal, rehearsal_bytes, rehearsal_of
 from hotpolicy.finetune.samples import Samples, join, of_dataset, of_episode
 from hotpolicy.finetune.settings import TuneConfig
-from hotpolicy.finetune.trainer import Outcome, Trainer
+from hotpolicy.finetune.trainer import Trainer
 from hotpolicy.runtime.bundle import Bundle, seal
 from hotpolicy.runtime.errors import BundleError, DatasetError
 from hotpolicy.runtime.messages import CameraSpec, Joint

@@ -12,9 +12,10 @@ from test_tuning_training import LESSONS, SHORT
 from tuning_parts import SPEC, TRANSFORMS, parent_model
 
 from hotpolicy.finetune import snapshot as snapshots
+from hotpolicy.finetune.outcome import Outcome
 from hotpolicy.finetune.settings import TuneConfig
 from hotpolicy.finetune.snapshot import Snapshot
-from hotpolicy.finetune.trainer import Outcome, Trainer
+from hotpolicy.finetune.trainer import Trainer
 from hotpolicy.runtime.errors import TuningError
 
 CONFIG = dataclasses.replace(SHORT, steps=12, evaluate_every=4, lora_rank=2, patience=50, rate=5e-3)

@@ -15,9 +15,10 @@ from tuning_parts import SPEC, TRANSFORMS, full_bundle, parent_model, samples
 from hotpolicy.finetune import lora
 from hotpolicy.finetune.candidate import seal_candidate
 from hotpolicy.finetune.lessons import Lessons
+from hotpolicy.finetune.outcome import Outcome
 from hotpolicy.finetune.settings import TuneConfig
 from hotpolicy.finetune.strategy import NAMES, strategy
-from hotpolicy.finetune.trainer import Outcome, Trainer
+from hotpolicy.finetune.trainer import Trainer
 from hotpolicy.runtime.errors import ConfigError
 from hotpolicy.runtime.model.pi0 import Pi0
 from hotpolicy.runtime.policy import load_policy

@@ -14,9 +14,10 @@ from hotpolicy.finetune.cache import CachedPrefixes, ComputedPrefixes, frame_byt
 from hotpolicy.finetune.frames import Frames
 from hotpolicy.finetune.held_out import HeldOut
 from hotpolicy.finetune.lessons import Lessons
+from hotpolicy.finetune.outcome import Outcome
 from hotpolicy.finetune.settings import TuneConfig
 from hotpolicy.finetune.strategy import strategy
-from hotpolicy.finetune.trainer import Outcome, Trainer
+from hotpolicy.finetune.trainer import Trainer
 from hotpolicy.runtime.errors import ConfigError, TuningError
 from hotpolicy.runtime.model.pi0 import Pi0
 
