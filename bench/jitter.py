@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from hotpolicy.launch.processes import Child
-from hotpolicy.launch.rig import Rig, virtual_profile
+from hotpolicy.launch.rig import Rig
 from hotpolicy.launch.versions import SHIPPED
+from hotpolicy.launch.virtual_arm import virtual_profile
 from hotpolicy.robots.feed import Feed
 from hotpolicy.robots.loop import ControlLoop, EpisodeReport
 from hotpolicy.robots.sources import PolicySource

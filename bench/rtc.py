@@ -30,7 +30,8 @@ from scipy.stats import binomtest
 from hotpolicy.launch.machine import describe_machine
 from hotpolicy.launch.nano import SHIPPED
 from hotpolicy.launch.processes import Child
-from hotpolicy.launch.rig import Rig, virtual_profile
+from hotpolicy.launch.rig import Rig
+from hotpolicy.launch.virtual_arm import virtual_profile
 from hotpolicy.robots.feed import Feed
 from hotpolicy.robots.loop import ControlLoop
 from hotpolicy.robots.sim.kinematics import NAMES

@@ -40,7 +40,7 @@ def doctor(
 
 
 def examine(robot: str | None, store: Path) -> Iterator[Finding]:
-    from hotpolicy.launch.profile import load_profile
+    from hotpolicy.launch.profile_file import load_profile
 
     profile = load_profile(robot) if robot else None
     yield from software.look_at_versions()

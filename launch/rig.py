@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from hotpolicy.launch.profile import ArmProfile, CameraProfile, Profile, load_profile
-from hotpolicy.robots.arms.catalogue import ARMS
-from hotpolicy.robots.bimanual import BimanualArm
+from hotpolicy.launch.devices import arrived, camera_of, connect_robot
+from hotpolicy.launch.profile import Profile
+from hotpolicy.launch.profile_file import load_profile
 from hotpolicy.robots.feed import Feed
 from hotpolicy.robots.limits import JointLimit, LimitedArm, Limits
 from hotpolicy.robots.loop import ControlLoop, EpisodeReport, Pacer
 from hotpolicy.robots.park import park
-from hotpolicy.robots.plugins import Seeing, make_arm, make_camera
-from hotpolicy.robots.robot import Arm, Camera
-from hotpolicy.robots.servo.arm import ServoArm, connect
-from hotpolicy.robots.servo.bus import Timing
-from hotpolicy.robots.sim.client import LockStep, VirtualCamera, VirtualWorld
+from hotpolicy.robots.robot import Camera
+from hotpolicy.robots.sim.client import LockStep, VirtualWorld
 from hotpolicy.robots.sim.tasks import Task
 from hotpolicy.robots.sources import Source
 from hotpolicy.robots.stop import FileLatch, Sentry
 from hotpolicy.runtime.clock import Deadline, Rate
-from hotpolicy.runtime.errors import BusBusy, BusLost, ConfigError
-from hotpolicy.runtime.messages import CameraSpec, RobotSpec
+from hotpolicy.runtime.errors import BusBusy, BusLost
 
 DEFAULT_EPISODE_S = 30.0
 COME_BACK_S, LOOK_S = 20.0, 0.5  # how long an unplugged arm is waited for, and how often it is looked for
@@ -59,17 +54,17 @@ class Rig:
         if not isinstance(profile, Profile):
             profile = load_profile(profile)
         with ExitStack() as undo:
-            bare = _connect(profile, undo)
+            bare = connect_robot(profile, undo)
             world = VirtualWorld(profile.world) if profile.world else None
             if world:
                 undo.callback(world.close)
             cameras = []
             for camera in profile.cameras:
-                cameras.append(_camera(camera, world, bare))
+                cameras.append(camera_of(camera, world, bare))
                 undo.callback(cameras[-1].close)
             arm = LimitedArm(bare, limits_of(profile), latch=FileLatch(profile.identity))
             stepped = world is not None and not world.moment.realtime
-            pacer: Pacer = LockStep(world, arrived=_arrived(bare)) if world and stepped else Rate(profile.rate_hz)
+            pacer: Pacer = LockStep(world, arrived=arrived(bare)) if world and stepped else Rate(profile.rate_hz)
             sentry = Sentry(arm, profile.identity, watch=not stepped)
             undo.pop_all()
         return cls(profile, arm, cameras, world, pacer, sentry)
@@ -172,70 +167,3 @@ def _on_sigterm(before: Any, after: Any) -> None:
 def _leave(number: int, frame: FrameType | None) -> None:
     """SIGTERM ends a program as an error would: the arm is parked on the way out."""
     raise SystemExit(128 + number)
-
-
-def virtual_profile(folder: Path, number: int, endpoint: str, control: str) -> Profile:
-    """The shipped virtual arm, with port and sockets of its own in `folder`, so that several can run at once."""
-    shipped = load_profile("virtual_so101")
-    return replace(
-        shipped,
-        arms=(replace(shipped.arms[0], port=str(folder / f"arm{number}")),),
-        world=f"ipc://{folder}/arm{number}.world",
-        endpoint=endpoint,
-        control=control,
-    )
-
-
-def _connect(profile: Profile, undo: ExitStack) -> Arm:
-    """The arm, or both; whoever unwinds `undo` closes them."""
-    if profile.plugin is not None:
-        made = make_arm(profile.plugin, profile.spec)
-        undo.callback(made.close)
-        return made
-    return connect_arms(profile.arms, profile.spec, undo)
-
-
-def connect_arms(arms: Sequence[ArmProfile], spec: RobotSpec | None, undo: ExitStack) -> ServoArm | BimanualArm:
-    """One arm, or two as one; whoever unwinds `undo` closes them."""
-
-    def opened(arm: ArmProfile, spec: RobotSpec | None) -> ServoArm:
-        one = connect(arm.port, arm.calibration, table=ARMS[arm.kind], spec=spec, timing=_timing(arm))
-        undo.callback(one.close)
-        return one
-
-    if len(arms) == 1:
-        return opened(arms[0], spec)
-    left, right = (opened(arm, None) for arm in arms)
-    return BimanualArm(left, right, spec)
-
-
-def _arrived(arm: Arm) -> Callable[[], object]:
-    """Comes back when the servos have taken what was sent: they answer in order."""
-    if not isinstance(arm, ServoArm):
-        raise ConfigError("world: a simulator in lock-step has one arm of servos, this profile has another")
-    return lambda: arm.bus.ping(arm.table.joints[0].id)
-
-
-def _timing(arm: ArmProfile) -> Timing:
-    """Servos answer within microseconds; a program behind a pseudo-terminal shares its processor with whatever else
-    runs."""
-    if os.path.realpath(arm.port).startswith("/dev/pts/"):
-        return Timing(baud=arm.baudrate, margin_ms=1000.0, budget_ms=3000.0)
-    return Timing(baud=arm.baudrate)
-
-
-def _camera(camera: CameraProfile, world: VirtualWorld | None, arm: Arm) -> Camera:
-    spec = CameraSpec(camera.name, camera.height, camera.width)
-    if camera.plugin is not None:
-        return make_camera(camera.plugin, spec)
-    if camera.source == "arm":
-        if not isinstance(arm, Seeing):
-            raise ConfigError(f"cameras.{camera.name}.source: 'arm' is for arms that bring cameras, this has none")
-        return arm.camera(spec)
-    if camera.source == "world":
-        if world is None:
-            raise ConfigError(f"cameras.{camera.name}.source: 'world' is for virtual arms, this profile has none")
-        return VirtualCamera(world, camera.name)
-    from hotpolicy.robots.camera import open_camera
-
-    return open_camera(camera.name, camera.source, camera.height, camera.width)

@@ -73,7 +73,7 @@ def run(
 ) -> None:
     """Let the served policy do a task: fixed rate, within the limits, holding whenever no fresh action is there."""
     from hotpolicy.launch.keys import client_keys
-    from hotpolicy.launch.profile import load_profile
+    from hotpolicy.launch.profile_file import load_profile
     from hotpolicy.launch.rig import Rig
     from hotpolicy.runtime.client import PolicyClient
 

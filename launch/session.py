@@ -94,7 +94,7 @@ def session(
     command."""
     from hotpolicy.finetune.recorder import Recorder
     from hotpolicy.launch.keys import client_keys
-    from hotpolicy.launch.profile import load_profile
+    from hotpolicy.launch.profile_file import load_profile
     from hotpolicy.launch.rig import Rig
     from hotpolicy.launch.sessions import file as session_file
     from hotpolicy.launch.sessions.background import Commands, Tuner

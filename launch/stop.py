@@ -20,7 +20,7 @@ def stop(
 ) -> None:
     """Release a robot's arm at once, whoever drives it, and read back that its torque is off. It stays stopped until
     `--clear`. Exit code 0: confirmed; 3: torque may still be on, cut the power."""
-    from hotpolicy.launch.profile import load_profile
+    from hotpolicy.launch.profile_file import load_profile
     from hotpolicy.robots.stop import FileLatch, ask_stop
 
     profile = load_profile(robot)

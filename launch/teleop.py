@@ -87,7 +87,7 @@ def _gamepad(rig: Rig) -> Operator:
 
 def _leader(rig: Rig) -> Operator:
     """The profile's leader arm, with keys where there is a terminal. Raises ConfigError when the profile has none."""
-    from hotpolicy.launch.rig import connect_arms
+    from hotpolicy.launch.devices import connect_arms
     from hotpolicy.robots.limits import LimitedArm, Limits
     from hotpolicy.robots.teleop.controls import LEGEND, Controls
     from hotpolicy.robots.teleop.leader import LeaderOperator

@@ -39,7 +39,7 @@ def virtual_arm(
 
     A profile without a world socket gives the servos of its arm alone, of whatever kind, running by the clock.
     """
-    from hotpolicy.launch.profile import load_profile
+    from hotpolicy.launch.profile_file import load_profile
     from hotpolicy.robots.sim.virtual_arm import VirtualArmConfig, serve_virtual_arm
 
     profile = load_profile(robot)
@@ -78,6 +78,20 @@ def serve_bare(profile: Profile, port_link: Path | None, paced: bool, faults: tu
         calibration = read_calibration(arm.calibration)
         arms.append(BareArm(ARMS[arm.kind], calibration, Path(arm.port), arm.baudrate if paced else None, faults))
     serve_bare_arms(arms, ready=lambda path: typer.echo(f"ready: {path}"))
+
+
+def virtual_profile(folder: Path, number: int, endpoint: str, control: str) -> Profile:
+    """The shipped virtual arm, with port and sockets of its own in `folder`, so that several can run at once."""
+    from hotpolicy.launch.profile_file import load_profile
+
+    shipped = load_profile("virtual_so101")
+    return replace(
+        shipped,
+        arms=(replace(shipped.arms[0], port=str(folder / f"arm{number}")),),
+        world=f"ipc://{folder}/arm{number}.world",
+        endpoint=endpoint,
+        control=control,
+    )
 
 
 def _fault(text: str) -> Fault:

@@ -13,7 +13,7 @@ import yaml
 
 from hotpolicy.launch.nano import SHIPPED
 from hotpolicy.launch.processes import Child
-from hotpolicy.launch.profile import find_profile
+from hotpolicy.launch.profile_file import find_profile
 from hotpolicy.runtime.store import Store
 
 

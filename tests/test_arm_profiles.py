@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from hotpolicy.launch.profile import SHIPPED, load_profile
+from hotpolicy.launch.profile_file import SHIPPED, load_profile
 from hotpolicy.launch.rig import Rig
 from hotpolicy.robots.arms.catalogue import ARMS, arm_table
 from hotpolicy.runtime.errors import ConfigError

@@ -74,7 +74,7 @@ def test_a_tuning_process_that_fails_gives_its_reason(tmp_path):
 
 
 def test_a_child_that_is_never_ready_is_given_up(tmp_path):
-    from hotpolicy.launch.rig import virtual_profile
+    from hotpolicy.launch.virtual_arm import virtual_profile
 
     profile = virtual_profile(tmp_path, 0, "ipc:///x", "ipc:///x.c")
     arguments = ["virtual-arm", "--port-link", profile.arms[0].port, "--world", str(profile.world)]

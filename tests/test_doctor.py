@@ -10,8 +10,8 @@ import pytest
 from calling import call
 
 from hotpolicy.launch.checkup import computer, devices, software
-from hotpolicy.launch.profile import SHIPPED as PROFILES
 from hotpolicy.launch.profile import ArmProfile
+from hotpolicy.launch.profile_file import SHIPPED as PROFILES
 from hotpolicy.launch.versions import SHIPPED, open_store
 from hotpolicy.robots.arms.so import SO101_FOLLOWER
 from hotpolicy.robots.calibration import JointCalibration, write_calibration

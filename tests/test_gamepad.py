@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hotpolicy.launch.profile import load_profile
+from hotpolicy.launch.profile_file import load_profile
 from hotpolicy.launch.teleop import operator
 from hotpolicy.robots.operators import Beginning, Controlling, Deciding, Pausing
 from hotpolicy.robots.teleop.controls import Controls

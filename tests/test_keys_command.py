@@ -89,7 +89,7 @@ def test_keys_in_the_servers_file(tmp_path: Path) -> None:
 
 
 def test_keys_in_a_robots_profile(tmp_path: Path) -> None:
-    from hotpolicy.launch.profile import find_profile, load_profile
+    from hotpolicy.launch.profile_file import find_profile, load_profile
 
     shipped = find_profile("virtual_so101")
     text = shipped.read_text().replace(

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from hotpolicy.launch.profile import SHIPPED, Profile, find_profile, load_profile
+from hotpolicy.launch.profile import Profile
+from hotpolicy.launch.profile_file import SHIPPED, find_profile, load_profile
 from hotpolicy.runtime.errors import ConfigError
 
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")

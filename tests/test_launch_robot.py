@@ -18,7 +18,7 @@ import yaml
 from calling import call
 
 from hotpolicy.finetune.dataset import Dataset
-from hotpolicy.launch.profile import SHIPPED, load_profile
+from hotpolicy.launch.profile_file import SHIPPED, load_profile
 from hotpolicy.launch.run import require_fit
 from hotpolicy.launch.serving.options import serve_options
 from hotpolicy.launch.serving.server import make_server

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hotpolicy.launch.profile import load_profile
+from hotpolicy.launch.profile_file import load_profile
 from hotpolicy.launch.rig import Rig
 from hotpolicy.launch.teleop import operator
 from hotpolicy.robots import lerobot_adapter, plugins

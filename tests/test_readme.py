@@ -11,7 +11,7 @@ import pytest
 import typer.main
 
 from hotpolicy.launch.cli import app
-from hotpolicy.launch.profile import load_profile
+from hotpolicy.launch.profile_file import load_profile
 from hotpolicy.launch.serving.options import serve_options
 from hotpolicy.launch.serving.server import make_server
 from hotpolicy.runtime.engine.echo_engine import seal_echo

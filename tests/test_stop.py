@@ -18,7 +18,7 @@ import zmq
 from calling import call
 
 from hotpolicy.launch import rig as rig_module
-from hotpolicy.launch.profile import load_profile
+from hotpolicy.launch.profile_file import load_profile
 from hotpolicy.launch.rig import Rig
 from hotpolicy.robots.arms.so import SO101_FOLLOWER
 from hotpolicy.robots.calibration import JointCalibration, write_calibration

@@ -15,7 +15,7 @@ import yaml
 from hotpolicy.finetune.dataset import Dataset
 from hotpolicy.finetune.recorder import Recorder
 from hotpolicy.finetune.samples import taught
-from hotpolicy.launch.profile import load_profile
+from hotpolicy.launch.profile_file import load_profile
 from hotpolicy.launch.rig import Rig
 from hotpolicy.launch.sessions.practice import Corrections
 from hotpolicy.launch.teleop import operator

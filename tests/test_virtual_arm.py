@@ -8,8 +8,8 @@ import pytest
 import zmq
 
 from hotpolicy.launch.processes import Child
-from hotpolicy.launch.rig import Rig, virtual_profile
-from hotpolicy.launch.virtual_arm import _fault
+from hotpolicy.launch.rig import Rig
+from hotpolicy.launch.virtual_arm import _fault, virtual_profile
 from hotpolicy.robots.sim.faults import Fault
 from hotpolicy.robots.sim.kinematics import MAX_STEP
 from hotpolicy.robots.sim.tasks import Task

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hotpolicy.launch.processes import Child
-from hotpolicy.launch.rig import Rig, virtual_profile
+from hotpolicy.launch.rig import Rig
 from hotpolicy.launch.rollouts import EXECUTED, Score
+from hotpolicy.launch.virtual_arm import virtual_profile
 from hotpolicy.robots.feed import Feed
 from hotpolicy.robots.loop import EpisodeReport
 from hotpolicy.robots.sim.tasks import Task
