@@ -7,6 +7,8 @@ at most the episode in progress.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +31,9 @@ from hotpolicy.runtime.messages import RobotSpec, Step
 
 log = logging.getLogger(__name__)
 
+# What numpy, pyarrow and PyAV import when an episode is first sealed: 50 ms for which a robot's loop would stand still.
+LATE = ("numpy.ma", "dateutil.relativedelta", "av.subtitles.stream")
+
 
 class Recorder:
     """Appends episodes to a dataset folder: `begin`, `step` for every frame, then `save` or `discard`.
@@ -43,6 +48,9 @@ class Recorder:
         self._lock = lock
         self._taking: Take | None = None
         self._fault: Exception | None = None  # why the episode in progress is lost
+        for name in LATE:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
         self._sealed, self.repaired = Sealed.load(root, spec)  # `repaired`: what had to be put right
         self._encoding = encoding
         self._encoders = self._start_encoders()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -114,3 +116,26 @@ def test_a_bad_step_is_raised_in_the_loop(recorder: Recorder) -> None:
     with pytest.raises(BadRequest, match="requested: expected 3 joints"):
         feed.flush()
     feed.close()
+
+
+FIRST_EPISODE = """
+import sys
+from made_up import SPEC, episode
+from hotpolicy.finetune.recorder import Recorder
+one = episode(0)
+with Recorder.open(sys.argv[1], SPEC, storage=sys.argv[2]) as recorder:
+    before = set(sys.modules)
+    recorder.begin(one.task)
+    for step in one.steps():
+        recorder.step(step)
+    recorder.save(one.success)
+    print(*sorted(set(sys.modules) - before))
+"""
+
+
+@pytest.mark.parametrize("storage", ["image", "video"])
+def test_the_first_episode_imports_nothing(tmp_path: Path, storage: str) -> None:
+    """An import holds the interpreter for tens of milliseconds, and with it the robot's loop."""
+    ran = subprocess.run([sys.executable, "-c", FIRST_EPISODE, str(tmp_path), storage], cwd=Path(__file__).parent,
+                         capture_output=True, text=True, check=True)  # fmt: skip
+    assert ran.stdout.split() == []
