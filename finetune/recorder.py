@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +21,7 @@ import filelock
 
 from hotpolicy.finetune.episodes import Episode, check_step
 from hotpolicy.finetune.storage import layout
-from hotpolicy.finetune.storage.disk import make_folder, put, require_room
+from hotpolicy.finetune.storage.disk import make_folder, put, require_room, told
 from hotpolicy.finetune.storage.encoders import EncoderProcess
 from hotpolicy.finetune.storage.images import Codec, codec_named
 from hotpolicy.finetune.storage.layout import WORK, Info, Storage
@@ -84,14 +85,17 @@ class Recorder:
             )
             if found:
                 raise DatasetError(f"{root}: expected a dataset or an empty folder, found {found[0]}")
+        new = not root.exists()
         try:
+            if not (root / layout.INFO).exists():  # else what a crash left may fill it, and goes below
+                require_room(root)
             make_folder(root / WORK)
             lock = filelock.FileLock(root / WORK / "lock", timeout=0)
             lock.acquire()
         except filelock.Timeout as error:
             raise DatasetError(f"{root}: another recorder has it open") from error
         except OSError as error:
-            raise DatasetError(f"{root}: cannot be written ({error.strerror})") from error
+            raise DatasetError(f"{root}: cannot be recorded into ({told(error)})") from error
         try:
             if (root / layout.INFO).exists():
                 codec = _same_columns(root, spec, storage) or codec
@@ -99,8 +103,12 @@ class Recorder:
                 info = Info(fps=layout.whole_rate(spec), features=features, robot_type=robot_type)
                 put(root / layout.INFO, layout.json_file(info.to_dict()))
             recorder = cls(root, spec, codec_named(codec), lock, encoding)
-        except BaseException:
+        except BaseException as error:
+            if new:
+                shutil.rmtree(root, ignore_errors=True)
             lock.release()
+            if isinstance(error, OSError):
+                raise DatasetError(f"{root}: cannot be recorded into ({told(error)})") from error
             raise
         return recorder
 
@@ -119,7 +127,7 @@ class Recorder:
                 self._encoders = self._start_encoders()
             self._taking = Take(task, self.root / WORK, self._sealed.info, self._codec, self._encoders)
         except (OSError, av.FFmpegError) as error:
-            raise DatasetError(f"{self.root}: episode {len(self)} cannot be begun ({error})") from error
+            raise DatasetError(f"{self.root}: episode {len(self)} cannot be begun ({told(error)})") from error
 
     def step(self, step: Step) -> None:
         """Take one frame; its images are the recorder's to keep. Never waits for an encoder: what they are behind with
@@ -138,7 +146,8 @@ class Recorder:
             take.add(step)
         except (OSError, av.FFmpegError) as error:
             self._fault = error
-            log.error("%s: episode %d is lost: frame %d could not be kept (%s)", self.root, len(self), len(take), error)
+            lost = f"{self.root}: episode {len(self)} is lost: frame {len(take)} could not be kept"
+            log.error("%s (%s)", lost, told(error))
 
     def save(self, success: bool | None = None) -> int:
         """Seal the episode and return its number. Raises BadRequest when it has no frames, DatasetError when the disk
@@ -148,7 +157,7 @@ class Recorder:
             fault, kept = self._fault, len(take)
             self.discard()
             raise DatasetError(
-                f"{self.root}: a frame of episode {len(self)} could not be kept, after {kept} that were ({fault})"
+                f"{self.root}: a frame of episode {len(self)} could not be kept, after {kept} that were ({told(fault)})"
             ) from fault
         if not len(take):
             self.discard()
@@ -157,7 +166,7 @@ class Recorder:
             self._sealed = self._sealed.add(take, success)
             return len(self) - 1
         except (OSError, av.FFmpegError) as error:
-            raise DatasetError(f"{self.root}: episode {len(self)} was not sealed ({error})") from error
+            raise DatasetError(f"{self.root}: episode {len(self)} was not sealed ({told(error)})") from error
         finally:
             self.discard()
 

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # What a disk that is full, read-only, somebody else's or broken answers: for a person to put right, and no bug.
@@ -16,10 +16,15 @@ REFUSALS = (
 
 
 def refusal(error: OSError, folder: Path | None = None) -> str:
-    """One line: which path, and what the system said. `folder` where the error names none."""
+    """One line: which path, what the system said, and how much is free where that is the trouble. `folder` where the
+    error names none."""
     path = error.filename2 or error.filename or folder
     said = error.strerror or str(error)
-    return said if path is None else f"{path}: {said}"
+    if path is None:
+        return said
+    if error.errno == errno.ENOSPC and " free" not in said:
+        said += f", {_free(Path(path)) / 1e6:.1f} MB are free"
+    return f"{path}: {said}"
 
 
 @contextmanager
@@ -34,11 +39,18 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def require_room(folder: Path, size: int) -> None:
-    """Raises OSError (no space left) when that disk has fewer than `size` bytes free: before the first is written."""
-    free = shutil.disk_usage(folder).free
+    """Raises OSError (no space left) when that disk has fewer than `size` bytes free: before the first is written, and
+    before the folder is made."""
+    free = _free(folder)
     if free < size:
         said = f"{os.strerror(errno.ENOSPC)}: {size / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free"
         raise OSError(errno.ENOSPC, said, str(folder))
+
+
+def _free(path: Path) -> int:
+    """Bytes on the disk where it is, or will be."""
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    return shutil.disk_usage(there).free
 
 
 def write_file(path: Path, data: bytes, mode: int | None = None) -> None:
@@ -82,8 +94,13 @@ sync_folder = sync_file  # on Linux a folder is synced through a descriptor too:
 def replace_file(path: Path, data: bytes, mode: int | None = None) -> None:
     """Replace a file's content in one step: readers see the old content or the new."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    write_file(fresh, data, mode)
-    os.replace(fresh, path)
+    try:
+        write_file(fresh, data, mode)
+        os.replace(fresh, path)
+    except OSError:
+        with suppress(OSError):  # the first one is told
+            fresh.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 

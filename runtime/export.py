@@ -37,6 +37,7 @@ from hotpolicy.runtime.versions.chain import resolve
 from hotpolicy.runtime.versions.golden import Golden
 
 log = logging.getLogger(__name__)
+BYTES = {"fp32": 4, "fp16": 2, "int8": 1}  # of a number in the graphs
 
 
 def export(
@@ -61,10 +62,12 @@ def export(
         raise ConfigError(f"out: expected a folder that does not exist, {out} does")
     job = _Job.of(chain, kind, BOUNDS[kind] if bound is None else bound, recorded, made_up)
     try:
+        numbers = sum(value.size for value in job.tensors.values())
+        durable.require_room(out.parent, numbers * BYTES[kind.partition("-")[0]])
         out.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=".export-", dir=out.parent))
     except OSError as error:
-        raise ConfigError(f"out: {out.parent} cannot be written: {error.strerror}") from error
+        raise ConfigError(f"out: cannot be written: {durable.refusal(error, out.parent)}") from error
     held = Hold(fresh)  # or whoever tidies up would take it for what a crash left
     try:
         content, certificate = job.write_within_bound(fresh)
@@ -73,7 +76,7 @@ def export(
         durable.sync_folder(fresh)
         durable.settle_folder(fresh, out)
     except OSError as error:
-        raise ConfigError(f"out: {out} cannot be written: {durable.refusal(error)}") from error
+        raise ConfigError(f"out: cannot be written: {durable.refusal(error, out)}") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)  # gone already after a rename
         held.release()

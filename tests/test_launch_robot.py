@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,8 @@ from hotpolicy.launch.run import require_fit
 from hotpolicy.launch.serving.options import serve_options
 from hotpolicy.launch.serving.server import make_server
 from hotpolicy.launch.teleop import half_blocks
+from hotpolicy.runtime import durable
+from hotpolicy.runtime.control_client import ControlClient
 from hotpolicy.runtime.engine.echo_engine import seal_echo
 from hotpolicy.runtime.errors import ConfigError
 from hotpolicy.runtime.store import Store
@@ -119,6 +122,26 @@ def test_run_a_served_policy(
     assert (row["success"], row["held"]) == (False, 0)
     seen = Dataset.open(folder / "seen")
     assert seen.versions == (bundle.id,)
+
+
+@pytest.mark.parametrize("verb", ["record", "session"])
+def test_a_full_disk_is_told_before_anybody_demonstrates_anything(
+    folder: Path, robot: Path, arm: None, verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = shutil.disk_usage(folder)._replace(free=12_300_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: free)
+    monkeypatch.setattr(ControlClient, "ping", lambda client: "ready")
+    store = Store(folder / "for_a_session")
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "require_room", lambda *arguments: None)
+        store.add(seal_echo(folder / "made", 0.0, spec=load_profile(robot).spec).folder)
+    arguments = [verb, folder / "full", "--robot", robot, "--task", "touch the red cube"]
+    code, out, err = call(capsys, monkeypatch, *arguments, *(["--store", store.root] if verb == "session" else []))
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert err.startswith(f"hotpolicy: {folder}/full")
+    assert "No space left on device: 64.0 MB are needed, 12.3 MB are free" in err
+    assert not [path for path in (folder / "full").glob("**/*") if path.is_file()]
 
 
 def test_session_without_a_server(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
 from pathlib import Path
 
 from hotpolicy.runtime import durable
@@ -14,8 +12,12 @@ RESERVE = 64_000_000  # bytes of a disk that frames never take: what sealing nee
 
 def require_room(folder: Path, size: int = 0) -> None:
     """Raises OSError (no space left) when `size` bytes more would leave less than `RESERVE` free on that disk."""
-    if shutil.disk_usage(folder).free < RESERVE + size:
-        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: under {RESERVE / 1e6:.0f} MB are free", str(folder))
+    durable.require_room(folder, RESERVE + size)
+
+
+def told(error: Exception) -> str:
+    """One line of what a disk refused: the path, and what was needed and is free where that is the trouble."""
+    return durable.refusal(error) if isinstance(error, OSError) else str(error)
 
 
 def put(path: Path, content: bytes) -> None:

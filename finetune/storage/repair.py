@@ -16,7 +16,7 @@ from pathlib import Path
 import filelock
 
 from hotpolicy.finetune.storage import layout
-from hotpolicy.finetune.storage.disk import make_folder
+from hotpolicy.finetune.storage.disk import make_folder, told
 from hotpolicy.finetune.storage.inspection import check
 from hotpolicy.finetune.storage.mending import CLOSED, Plan, beside, plan
 from hotpolicy.finetune.storage.rebuilding import Builder
@@ -48,7 +48,7 @@ def carry_out(made: Plan, drop: bool = False) -> Path | None:
             if wrong := check(fresh)[1]:
                 raise DatasetError(f"{root}: nothing was changed: the mended copy has {wrong[0].file}: {wrong[0].what}")
         except OSError as error:
-            raise DatasetError(f"{root}: nothing was changed ({error})") from error
+            raise DatasetError(f"{root}: nothing was changed ({told(error)})") from error
         finally:
             if not (fresh / layout.INFO).exists():
                 shutil.rmtree(fresh, ignore_errors=True)

@@ -101,12 +101,13 @@ def import_checkpoint(checkpoint: Checkpoint, folder: Path, settings: Settings, 
     try:
         bundle, certified = _seal(folder, content, extras.try_it)
     except OSError as error:
-        raise BundleError(f"{folder}: cannot be written: {error.strerror or error}") from error
+        raise BundleError(f"{folder}: cannot be written: {durable.refusal(error)}") from error
     return Imported(bundle, certified, remarks)
 
 
 def _seal(folder: Path, content: Mapping[str, Any], try_it: bool) -> tuple[Bundle, str]:
     """A bundle gets its place only when it is certified."""
+    durable.require_room(folder, sum(tensor.nbytes for tensor in content["tensors"].values()))
     folder.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=".import-", dir=folder))
     try:
