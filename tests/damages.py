@@ -1,15 +1,17 @@
-"""Ways to harm a dataset of three recorded episodes, and what is to be said of each."""
+"""Ways to harm a dataset of three recorded episodes, and what is to be said of each; the fixtures of those who do."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from made_up import SPEC, episode
 
 from hotpolicy.finetune.episodes import Episode
@@ -23,10 +25,30 @@ def recorded(seed: int) -> Episode:
     return replace(episode(seed), task=["touch", "lift"][seed % 2])
 
 
-def record(root: Path, storage: str = "video") -> None:
+def record(root: Path, storage: str = "video", episodes: int = 3) -> None:
     with Recorder.open(root, SPEC, storage=storage) as recorder:  # type: ignore[arg-type]
-        for seed in range(3):
+        for seed in range(episodes):
             recorder.write(recorded(seed))
+
+
+@pytest.fixture(name="quick_disk", autouse=True)
+def a_quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody cuts the power here: to wait for the disk would prove nothing."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture(name="whole", scope="module")
+def a_whole_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "set"
+    record(folder)
+    return folder
+
+
+@pytest.fixture(name="root")
+def a_copy_of_it(whole: Path, tmp_path: Path) -> Path:
+    """To be harmed."""
+    shutil.copytree(whole, tmp_path / "set")
+    return tmp_path / "set"
 
 
 def flip(name: str) -> Callable[[Path], None]:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from calling import call
-from damages import DAMAGE, DATA, record, rewrite, tear
+from damages import (  # noqa: F401  some are fixtures
+    DAMAGE,
+    DATA,
+    a_copy_of_it,
+    a_whole_one,
+    record,
+    rewrite,
+    tear,
+)
 from made_up import episode
 
 from hotpolicy.finetune.storage.inspection import check
@@ -17,19 +24,9 @@ from hotpolicy.finetune.storage.inspection import check
 LEROBOT = Path(__file__).parent / "golden/lerobot_dataset"
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole") / "set"
-    record(folder)
-    assert check(folder)[1] == []
-    return folder
-
-
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_named(tmp_path: Path, whole: Path, damage: str) -> None:
+def test_damage_is_named(tmp_path: Path, root: Path, damage: str) -> None:
     harm, file, number, what = DAMAGE[damage]
-    root = tmp_path / "set"
-    shutil.copytree(whole, root)
     harm(root)
     damages = check(root)[1]
     assert any((d.file, d.episode) == (file, number) and what in d.what for d in damages), damages
@@ -54,13 +51,11 @@ def test_lerobots_own_are_whole_and_what_never_ended_is_no_damage(tmp_path: Path
 
 
 def test_the_verb_says_so_by_its_exit_code(
-    tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def dataset(verb: str, *options: str) -> tuple[int, str]:
         return call(capsys, monkeypatch, "dataset", verb, root, *options)[:2]
 
-    root = tmp_path / "set"
-    shutil.copytree(whole, root)
     assert dataset("check") == (0, "3 episodes, all whole\n")
     shown = json.loads(dataset("show", "--json")[1])
     assert [row["task"] for row in shown["episodes"]] == ["touch", "lift", "touch"]

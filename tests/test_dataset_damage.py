@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -10,11 +9,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from damages import (  # noqa: F401  some are fixtures
+    DATA,
+    PICTURES,
+    a_copy_of_it,
+    a_quick_disk,
+    a_whole_one,
+    edit,
+    record,
+    recorded,
+    remove,
+    tear,
+)
 from made_up import SPEC, episode, same
 
 from hotpolicy.finetune.dataset import Dataset
@@ -22,71 +32,33 @@ from hotpolicy.finetune.recorder import Recorder
 from hotpolicy.finetune.storage.inspection import check
 from hotpolicy.runtime.errors import DatasetError
 
-
-def record(root: Path, episodes: int = 2, storage: str = "video") -> None:
-    with Recorder.open(root, SPEC, storage=storage) as recorder:  # type: ignore[arg-type]
-        for seed in range(episodes):
-            recorder.write(episode(seed))
-
-
-@pytest.fixture(autouse=True)
-def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody cuts the power here: to wait for the disk would prove nothing."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("two") / "set"
-    record(folder)
-    return folder
-
-
-@pytest.fixture
-def root(two: Path, tmp_path: Path) -> Path:
-    """Two episodes, to be harmed."""
-    shutil.copytree(two, tmp_path / "set")
-    return tmp_path / "set"
-
-
-def edit_info(**changes: object) -> Callable[[Path], None]:
-    def edit(root: Path) -> None:
-        path = root / "meta/info.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-    return edit
-
-
-def remove(name: str) -> Callable[[Path], None]:
-    return lambda root: (root / name).unlink()
-
-
-def tear(name: str) -> Callable[[Path], None]:
-    return lambda root: os.truncate(root / name, (root / name).stat().st_size // 2)
-
-
-DATA, VIDEO = "data/chunk-000/file-001.parquet", "videos/observation.images.front/chunk-000/file-001.mp4"
-DAMAGE = {
+REFUSED = {
     "no info": (remove("meta/info.json"), "meta/info.json is missing"),
     "torn info": (tear("meta/info.json"), "expected JSON"),
-    "old version": (edit_info(codebase_version="v2.1"), "expected LeRobotDataset v3.0, got version 'v2.1'"),
-    "no fps": (edit_info(fps=0), "fps above 0"),
-    "bad counts": (edit_info(total_frames="many"), "expected whole counts"),
-    "no features": (edit_info(features={"action": {}}), "features with dtype and shape"),
-    "too many episodes": (edit_info(total_episodes=3), "counts 3 episodes and 14 frames, meta/episodes has 2 and 14"),
-    "too many frames": (edit_info(total_frames=15), "counts 2 episodes and 15 frames"),
-    "too many tasks": (edit_info(total_tasks=2), "expected 2 tasks, found 1"),
+    "old version": (
+        edit("meta/info.json", codebase_version="v2.1"),
+        "expected LeRobotDataset v3.0, got version 'v2.1'",
+    ),
+    "no fps": (edit("meta/info.json", fps=0), "fps above 0"),
+    "bad counts": (edit("meta/info.json", total_frames="many"), "expected whole counts"),
+    "no features": (edit("meta/info.json", features={"action": {}}), "features with dtype and shape"),
+    "too many episodes": (
+        edit("meta/info.json", total_episodes=4),
+        "counts 4 episodes and 21 frames, meta/episodes has 3 and 21",
+    ),
+    "too many frames": (edit("meta/info.json", total_frames=22), "counts 3 episodes and 22 frames"),
+    "too many tasks": (edit("meta/info.json", total_tasks=3), "expected 3 tasks, found 2"),
     "no tasks": (remove("meta/tasks.parquet"), "tasks.parquet: missing"),
     "no data": (remove(DATA), "file-001.parquet: missing"),
     "torn data": (tear(DATA), "file-001.parquet: expected a whole parquet file"),
-    "no video": (remove(VIDEO), "file-001.mp4: missing"),
+    "no video": (remove(PICTURES), "file-001.mp4: missing"),
     "no episodes": (remove("meta/episodes/chunk-000/file-000.parquet"), "expected episode 0 from frame 0"),
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", REFUSED)
 def test_a_damaged_folder_is_refused_in_one_line(root: Path, damage: str) -> None:
-    harm, message = DAMAGE[damage]
+    harm, message = REFUSED[damage]
     harm(root)
     with pytest.raises(DatasetError) as caught:
         Dataset.open(root)
@@ -97,10 +69,10 @@ def test_a_damaged_folder_is_refused_in_one_line(root: Path, damage: str) -> Non
 
 def test_torn_and_altered_frames_are_named_when_they_are_read(root: Path) -> None:
     dataset = Dataset.open(root)
-    tear(VIDEO)(root)
+    tear(PICTURES)(root)
     with pytest.raises(DatasetError, match=r"file-001\.mp4"):
         dataset.episode(1)
-    same(dataset.episode(0), episode(0), pixels=3)
+    same(dataset.episode(0), recorded(0), pixels=3)
     with pytest.raises(DatasetError, match=r"file-001\.mp4: altered"):
         dataset.verify()
 
@@ -155,7 +127,7 @@ class Crash(BaseException):
 def test_a_crash_at_any_disk_operation_loses_at_most_the_episode_in_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: str
 ) -> None:
-    record(tmp_path / "base", 1, storage)
+    record(tmp_path / "base", storage, episodes=1)
     replace_file, operation, crashed = os.replace, 0, True
     while crashed:
         operation += 1
@@ -187,7 +159,7 @@ def test_a_crash_at_any_disk_operation_loses_at_most_the_episode_in_progress(
             assert again.write(episode(2)) == (1 if crashed else 2)
         dataset = Dataset.open(root)
         dataset.verify()
-        same(dataset.episode(0), episode(0), pixels=3)
+        same(dataset.episode(0), recorded(0), pixels=3)
         same(dataset.episode(len(dataset) - 1), episode(2), pixels=3)
         assert {path.name for path in (root / ".recording").iterdir()} <= {"lock"}
         rows = sum(1 for _ in (root / "data").glob("*/*.parquet"))

@@ -14,7 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from calling import call
-from damages import DAMAGE, DATA, PICTURES, record, recorded, rewrite, tear
+from damages import (  # noqa: F401  some are fixtures
+    DAMAGE,
+    DATA,
+    PICTURES,
+    a_copy_of_it,
+    a_quick_disk,
+    a_whole_one,
+    record,
+    recorded,
+    rewrite,
+    tear,
+)
 from made_up import SPEC, same
 
 from hotpolicy.finetune.dataset import Dataset
@@ -33,25 +44,6 @@ MENDED = (
     "torn tasks", "no statistics", "old statistics", "no names",
 )  # fmt: skip
 ALTERED_BUT_READ = ("times that jump", "index of another", "task of another")
-
-
-@pytest.fixture(autouse=True)
-def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody cuts the power here: to wait for the disk would prove nothing."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole") / "set"
-    record(folder)
-    return folder
-
-
-@pytest.fixture
-def root(whole: Path, tmp_path: Path) -> Path:
-    shutil.copytree(whole, tmp_path / "set")
-    return tmp_path / "set"
 
 
 def files(folder: Path) -> Iterator[tuple[str, bytes]]:
