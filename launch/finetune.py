@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-import threading
-import time
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from hotpolicy.launch.curves import sparkline
+from hotpolicy.launch.ending import TERMINATED, end_on_sigterm, end_with_parent
 from hotpolicy.launch.options import STORE, Key, ServerKey, StoreFolder
+from hotpolicy.launch.tuning_lines import draw
 from hotpolicy.runtime.errors import ConfigError, SwapRefused
-
-Event = dict[str, Any]
-TERMINATED = 128 + signal.SIGTERM  # exit code, as a shell reports it
-ORPHAN_S = 10.0  # from the end of whoever started this to its own
 
 
 def finetune(
@@ -151,9 +144,9 @@ def finetune(
     if board is not None:
         board_plan.show(board, base, store, config, as_json)
         return
-    asked = _end_on_sigterm()
+    asked = end_on_sigterm()
     if attached:
-        _end_with_parent()
+        end_with_parent()
     os.nice(nice)
     bounds = Bounds(success=success, old_error=old_error)
     seconds = None if minutes is None else 60 * minutes
@@ -190,86 +183,3 @@ def finetune(
 def first_of_all() -> bool:
     """Whether this process speaks and publishes for a run on several: torchrun numbers them."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def _end_on_sigterm() -> threading.Event:
-    """Set by the first SIGTERM; a second one ends the process at once. An exception thrown out of a signal handler
-    would be lost whenever the signal met a callback, so the run looks at this between steps instead."""
-    asked = threading.Event()
-
-    def ask(number: int, frame: object) -> None:
-        asked.set()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    signal.signal(signal.SIGTERM, ask)
-    return asked
-
-
-def _end_with_parent() -> None:
-    """Standard input is a pipe from whoever started this process, who may be killed and could not end it then: as if
-    SIGTERM had come, and where that does not help, at once. Nothing that matters is lost either way."""
-
-    def watch() -> None:
-        while os.read(sys.stdin.fileno(), 1024):
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(ORPHAN_S)
-        os._exit(TERMINATED)
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
-
-
-def draw(events: Iterator[Event]) -> Iterator[Event]:
-    """The same events, with a progress bar and a few lines on the terminal."""
-    from rich.progress import Progress
-
-    with Progress(transient=True) as bars:
-        bar, losses = bars.add_task("tuning", total=None), []
-        for event in events:
-            match event["event"]:
-                case "begin":
-                    bars.console.print(
-                        f"{event['episodes']} episodes, {event['frames']} frames, "
-                        f"{event['held_out_episodes']} episodes held out; from {event['base']}"
-                    )
-                case "advice":
-                    for line in event["lines"]:
-                        bars.console.print(line, highlight=False)
-                case "plan":
-                    mb, step = event["bytes"]["total"] / 1e6, event["step_s"]
-                    words = "" if event["fits"] else ": does not fit"
-                    bars.console.print(
-                        f"{event['strategy']}: about {mb:.0f} MB, {step:.2f} s a step{words}", highlight=False
-                    )
-                case "resumed":
-                    bars.console.print(f"goes on after step {event['step']}, where an earlier run was ended")
-                case "step":
-                    if event["loss"] is not None:
-                        losses.append(event["loss"])
-                    loss = f"{sparkline(losses, 16)} loss {losses[-1]:.3f}" if losses else ""
-                    bars.update(bar, total=event["steps"], completed=event["step"], description=f"tuning  {loss}")
-                    if event["held_out"]:
-                        bars.console.print(held_out_line(event), highlight=False)
-                    if event["note"]:
-                        bars.console.print(f"note: {event['note']}")
-                case "trial":
-                    bars.console.print(f"{event['task']}: {event['successes']}/{event['episodes']}", highlight=False)
-                case "sealed":
-                    word = {True: "passed the gate", False: "refused by the gate", None: "sealed, not judged"}
-                    bars.console.print(f"{event['version']}: {word[event['passed']]}; {event['folder']}")
-            yield event
-
-
-def held_out_line(event: Event) -> str:
-    """Held-out figures of one evaluation, the mean over tasks."""
-    parts = []
-    for side, figures in event["held_out"].items():
-        if isinstance(figures, dict) and figures:
-            loss, error = mean_over_tasks(figures, "loss"), mean_over_tasks(figures, "error_deg")
-            parts.append(f"{side} tasks: held-out loss {loss:.3f}, action error {error:.2f} deg")
-    return f"step {event['step']:>4}  " + "; ".join(parts)
-
-
-def mean_over_tasks(figures: Mapping[str, Mapping[str, float]], name: str) -> float:
-    """Of one held-out figure; every task counts the same. `figures` holds at least one task."""
-    return sum(of[name] for of in figures.values()) / len(figures)

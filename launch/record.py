@@ -23,8 +23,8 @@ def record(
     as_json: AsJson = False,
 ) -> None:
     """Record demonstrations. Each episode is sealed when it ends; a crash costs at most the one in progress."""
+    from hotpolicy.launch.driving import drive
     from hotpolicy.launch.rig import Rig
-    from hotpolicy.launch.run import drive
     from hotpolicy.robots.sources import OperatorSource
 
     with Rig.open(robot) as rig:

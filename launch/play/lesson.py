@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hotpolicy.launch.finetune import held_out_line, mean_over_tasks
 from hotpolicy.launch.play.charts import Curve
 from hotpolicy.launch.play.fleet import Exam
 from hotpolicy.launch.play.story import Story
 from hotpolicy.launch.processes import Child
 from hotpolicy.launch.rollouts import Score, rollout
+from hotpolicy.launch.tuning_lines import held_out_line, mean_over_tasks
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.errors import TuningError
 from hotpolicy.runtime.policy import load_policy

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from hotpolicy.launch.ending import TERMINATED
 from hotpolicy.launch.processes import Child
 from hotpolicy.launch.sessions.plan import SessionPlan
 from hotpolicy.launch.sessions.state import Job
@@ -21,7 +22,6 @@ Reply = dict[str, Any]
 Result = TypeVar("Result")
 SILENCE_S = 600.0  # a tuning process that says nothing for so long is lost
 PATIENCE = 3  # times a job's process may be killed, or a server lost, before a person has to look
-TERMINATED = 143  # exit code of one that SIGTERM ended
 
 
 class Tuner:

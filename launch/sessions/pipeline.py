@@ -8,12 +8,12 @@ from pathlib import Path
 
 import typer
 
-from hotpolicy.launch.finetune import held_out_line, mean_over_tasks
 from hotpolicy.launch.sessions.background import PATIENCE, Commands, Event, Tuner
 from hotpolicy.launch.sessions.events import Begin, Judged, Leave, Live, Lost, NotLive, Promote
 from hotpolicy.launch.sessions.journal import Journal
 from hotpolicy.launch.sessions.plan import SessionPlan
 from hotpolicy.launch.sessions.state import may_begin, on_trial
+from hotpolicy.launch.tuning_lines import held_out_line, mean_over_tasks
 from hotpolicy.launch.versions import open_store
 from hotpolicy.runtime.bundle import Bundle
 from hotpolicy.runtime.errors import TuningError

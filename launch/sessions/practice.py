@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
-from hotpolicy.launch.run import policy_source
+from hotpolicy.launch.driving import policy_source
 from hotpolicy.launch.teleop import BY_SIGHT, LINGER, LONGEST_S, Picture, operator
 from hotpolicy.robots.feed import Feed
 from hotpolicy.robots.sources import OperatorSource, SharedSource
