@@ -31,7 +31,8 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Keep the working folder: store, logs, sockets.")] = False,
 ) -> None:
     """Teach a virtual SO-101 a new task while it is being served, swap in what it learned, and take it back."""
-    from hotpolicy.launch.play.acts import Play
+    from hotpolicy.launch.play import acts, encores
+    from hotpolicy.launch.play.play import Play
     from hotpolicy.launch.play.report import write_report
     from hotpolicy.launch.play.results import bars
     from hotpolicy.launch.play.story import Story
@@ -46,25 +47,25 @@ def demo(
             with story.step("start", "a, b   A virtual SO-101 and a policy server"):
                 play.start()
             with story.step("before", "c      Before: a task the base policy was never trained on"):
-                play.before()
+                acts.before(play)
             with story.step("demonstrate", "d      Demonstrations, recorded as a LeRobotDataset v3.0"):
-                play.demonstrate()
+                acts.demonstrate(play)
             with story.step("tune", "e      Fine-tuning the action expert, while the server goes on serving"):
-                play.tune()
+                acts.tune(play)
             with story.step("swap", "f      Gate, then hot swap in the middle of an episode, under load"):
-                play.swap()
+                acts.swap(play)
             with story.step("after", "g      After: the same scenes"):
-                play.after()
+                acts.after(play)
             if not quick:
                 with story.step("without_replay", "       The same tuning without replay of old tasks"):
-                    play.without_replay()
+                    encores.without_replay(play)
                 with story.step("hard_task", "h      A cube of a colour never seen: head only, then the whole model"):
-                    play.hard_task()
+                    encores.hard_task(play)
             with story.step("rollback", "i      Back, and forward again, live"):
-                play.back_and_forward()
+                acts.back_and_forward(play)
             if not quick:
                 with story.step("onnx", "j      The tuned policy as ONNX, served by ONNX Runtime"):
-                    play.onnx()
+                    encores.onnx(play)
             data = play.results()
             page = write_report(out, data, play.curves, play.strips, play.latency(), play.history())
     finally:
