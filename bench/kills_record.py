@@ -73,7 +73,7 @@ def write() -> None:
             encode(writer, image)
 
         take.ROOM = 4 * 120 * 160 * 3
-        VideoWriter.add = add  # type: ignore[method-assign]
+        VideoWriter.add = add  # type: ignore[method-assign, assignment]
     with Recorder.open(order["root"], SPEC, encoding="thread" if order["slow"] else "process") as recorder:
         print("ready", flush=True)
         while True:
