@@ -33,11 +33,12 @@ from hotpolicy.finetune.dataset import Dataset
 from hotpolicy.finetune.gate import Bounds
 from hotpolicy.finetune.lessons import Span
 from hotpolicy.finetune.settings import TuneConfig
+from hotpolicy.launch.job import Job
 from hotpolicy.launch.machine import describe_machine
 from hotpolicy.launch.nano import SHIPPED, VERBS
 from hotpolicy.launch.rollouts import rollout
 from hotpolicy.launch.success import interval
-from hotpolicy.launch.tuning import Job, tune
+from hotpolicy.launch.tuning import tune
 from hotpolicy.launch.versions import open_store
 from hotpolicy.runtime.policy import Policy, load_policy
 from hotpolicy.runtime.store import Store

@@ -45,7 +45,7 @@ def measured(site: Site, seed: int) -> tuple[Pace, str]:
 def count_operations(last: int | None, after: bool = False) -> None:
     """In the fork: from the end of training on, say each operation on the disk, and die at number `last`, before it
     or `after` it."""
-    count, judged = [0], tuning._judged
+    count, judged = [0], tuning.judged
 
     def counted(real: Callable[..., Any]) -> Callable[..., Any]:
         def operation(*args: Any, **kwargs: Any) -> Any:
@@ -66,7 +66,7 @@ def count_operations(last: int | None, after: bool = False) -> None:
             setattr(module, name, counted(getattr(module, name)))
         return judged(*args)
 
-    tuning._judged = begun  # type: ignore[assignment]
+    tuning.judged = begun  # type: ignore[assignment]
 
 
 def train(site: Site, kills: int, draw: random.Random, note: Callable[..., None]) -> int:

@@ -126,8 +126,10 @@ def finetune(
     from hotpolicy.finetune.lessons import Span
     from hotpolicy.finetune.settings import TuneConfig
     from hotpolicy.launch import board_plan
+    from hotpolicy.launch.choice import survey_of
+    from hotpolicy.launch.job import Job
     from hotpolicy.launch.planning import show
-    from hotpolicy.launch.tuning import Job, survey_of, tune
+    from hotpolicy.launch.tuning import tune
 
     if board is not None and not plan:
         raise ConfigError("board: expected --plan too: nothing is trained here for another machine")

@@ -36,7 +36,7 @@ def relevance(
 
     from hotpolicy.finetune.gate import Bounds
     from hotpolicy.finetune.settings import TuneConfig
-    from hotpolicy.launch.tuning import Desk, Job, oddities
+    from hotpolicy.launch.job import Desk, Job, oddities
     from hotpolicy.launch.versions import open_store
 
     opened = open_store(store)

@@ -15,8 +15,9 @@ from hotpolicy.finetune.gate import Bounds
 from hotpolicy.finetune.lessons import Span
 from hotpolicy.finetune.recorder import Recorder
 from hotpolicy.finetune.settings import TuneConfig
+from hotpolicy.launch.job import Job
 from hotpolicy.launch.provenance import of_frame, of_version, spans
-from hotpolicy.launch.tuning import Job, tune
+from hotpolicy.launch.tuning import tune
 from hotpolicy.runtime.errors import DatasetError, UnknownVersion
 from hotpolicy.runtime.store import Store
 

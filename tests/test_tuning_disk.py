@@ -17,7 +17,8 @@ from hotpolicy.finetune import snapshot as snapshots
 from hotpolicy.finetune.gate import Bounds
 from hotpolicy.finetune.settings import TuneConfig
 from hotpolicy.finetune.snapshot import Snapshot
-from hotpolicy.launch.tuning import Job, tune
+from hotpolicy.launch.job import Job
+from hotpolicy.launch.tuning import tune
 from hotpolicy.runtime.errors import HotpolicyError, TuningError
 from hotpolicy.runtime.store import Store
 
