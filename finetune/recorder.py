@@ -95,7 +95,7 @@ class Recorder:
         except filelock.Timeout as error:
             raise DatasetError(f"{root}: another recorder has it open") from error
         except OSError as error:
-            raise DatasetError(f"{root}: cannot be recorded into ({told(error)})") from error
+            raise DatasetError(f"{root}: cannot be recorded into ({told(error, root)})") from error
         try:
             if (root / layout.INFO).exists():
                 codec = _same_columns(root, spec, storage) or codec
@@ -108,7 +108,7 @@ class Recorder:
                 shutil.rmtree(root, ignore_errors=True)
             lock.release()
             if isinstance(error, OSError):
-                raise DatasetError(f"{root}: cannot be recorded into ({told(error)})") from error
+                raise DatasetError(f"{root}: cannot be recorded into ({told(error, root)})") from error
             raise
         return recorder
 
@@ -127,7 +127,9 @@ class Recorder:
                 self._encoders = self._start_encoders()
             self._taking = Take(task, self.root / WORK, self._sealed.info, self._codec, self._encoders)
         except (OSError, av.FFmpegError) as error:
-            raise DatasetError(f"{self.root}: episode {len(self)} cannot be begun ({told(error)})") from error
+            raise DatasetError(
+                f"{self.root}: episode {len(self)} cannot be begun ({told(error, self.root)})"
+            ) from error
 
     def step(self, step: Step) -> None:
         """Take one frame; its images are the recorder's to keep. Never waits for an encoder: what they are behind with
@@ -147,17 +149,17 @@ class Recorder:
         except (OSError, av.FFmpegError) as error:
             self._fault = error
             lost = f"{self.root}: episode {len(self)} is lost: frame {len(take)} could not be kept"
-            log.error("%s (%s)", lost, told(error))
+            log.error("%s (%s)", lost, told(error, self.root))
 
     def save(self, success: bool | None = None) -> int:
         """Seal the episode and return its number. Raises BadRequest when it has no frames, DatasetError when the disk
         refuses: then that episode is lost, the sealed ones are not, and recording may go on."""
         take = self._in_progress()
         if self._fault is not None:
-            fault, kept = self._fault, len(take)
+            fault, kept, said = self._fault, len(take), told(self._fault, self.root)
             self.discard()
             raise DatasetError(
-                f"{self.root}: a frame of episode {len(self)} could not be kept, after {kept} that were ({told(fault)})"
+                f"{self.root}: a frame of episode {len(self)} could not be kept, after {kept} that were ({said})"
             ) from fault
         if not len(take):
             self.discard()
@@ -166,7 +168,7 @@ class Recorder:
             self._sealed = self._sealed.add(take, success)
             return len(self) - 1
         except (OSError, av.FFmpegError) as error:
-            raise DatasetError(f"{self.root}: episode {len(self)} was not sealed ({told(error)})") from error
+            raise DatasetError(f"{self.root}: episode {len(self)} was not sealed ({told(error, self.root)})") from error
         finally:
             self.discard()
 

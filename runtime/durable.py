@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -43,7 +44,8 @@ def require_room(folder: Path, size: int) -> None:
     before the folder is made."""
     free = _free(folder)
     if free < size:
-        said = f"{os.strerror(errno.ENOSPC)}: {size / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free"
+        needed, left = math.ceil(size / 1e5) / 10, math.floor(free / 1e5) / 10  # never the same
+        said = f"{os.strerror(errno.ENOSPC)}: {needed:.1f} MB are needed, {left:.1f} MB are free"
         raise OSError(errno.ENOSPC, said, str(folder))
 
 

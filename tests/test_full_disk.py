@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,13 @@ def test_a_file_that_is_not_replaced_is_as_it_was(tmp_path: Path, monkeypatch: p
         durable.replace_file(tmp_path / "file", b"after")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"before")]
     assert durable.refusal(caught.value).endswith(" MB are free")
+
+
+def test_what_is_needed_is_more_than_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = shutil.disk_usage(tmp_path)._replace(free=63_999_999)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    with pytest.raises(OSError, match=r"64\.0 MB are needed, 63\.9 MB are free"):
+        durable.require_room(tmp_path, 64_000_000)
 
 
 def test_what_is_needed_is_said_before_anything_is_written(tmp_path: Path) -> None:

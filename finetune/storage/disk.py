@@ -15,9 +15,10 @@ def require_room(folder: Path, size: int = 0) -> None:
     durable.require_room(folder, RESERVE + size)
 
 
-def told(error: Exception) -> str:
-    """One line of what a disk refused: the path, and what was needed and is free where that is the trouble."""
-    return durable.refusal(error) if isinstance(error, OSError) else str(error)
+def told(error: Exception, folder: Path) -> str:
+    """One line of what a disk refused: the path (`folder` where the error names none), and what was needed and is free
+    where that is the trouble."""
+    return durable.refusal(error, folder) if isinstance(error, OSError) else str(error)
 
 
 def put(path: Path, content: bytes) -> None:

@@ -48,7 +48,7 @@ def carry_out(made: Plan, drop: bool = False) -> Path | None:
             if wrong := check(fresh)[1]:
                 raise DatasetError(f"{root}: nothing was changed: the mended copy has {wrong[0].file}: {wrong[0].what}")
         except OSError as error:
-            raise DatasetError(f"{root}: nothing was changed ({told(error)})") from error
+            raise DatasetError(f"{root}: nothing was changed ({told(error, root)})") from error
         finally:
             if not (fresh / layout.INFO).exists():
                 shutil.rmtree(fresh, ignore_errors=True)
