@@ -65,8 +65,8 @@ def save(folder: Path, identity: str, snapshot: Snapshot) -> Path:
             if old.name != name and old.name.startswith(("step-", ".snapshot-")):
                 shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
-        reason = getattr(error, "strerror", None) or error
-        raise TuningError(f"{folder}: the training checkpoint cannot be written: {reason}") from error
+        said = durable.reason(error, folder) if isinstance(error, OSError) else error
+        raise TuningError(f"{folder}: the training checkpoint cannot be written: {said}") from error
     return folder / name
 
 

@@ -21,6 +21,7 @@ from hotpolicy.launch.choice import settle_strategy
 from hotpolicy.launch.job import Desk, Event, Job, identity_of, sight_digest
 from hotpolicy.launch.judgement import judged, sealed
 from hotpolicy.launch.versions import open_store
+from hotpolicy.runtime import durable
 from hotpolicy.runtime.clock import now
 from hotpolicy.runtime.errors import TuningError
 
@@ -101,7 +102,7 @@ def _written(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         path = error.filename2 or error.filename or folder
-        raise TuningError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise TuningError(f"{path}: cannot be written: {durable.reason(error, Path(path))}") from error
 
 
 def _train(trainer: Trainer, job: Job, folder: Path, identity: str) -> Iterator[Event]:

@@ -20,12 +20,15 @@ def refusal(error: OSError, folder: Path | None = None) -> str:
     """One line: which path, what the system said, and how much is free where that is the trouble. `folder` where the
     error names none."""
     path = error.filename2 or error.filename or folder
+    return reason(error) if path is None else f"{path}: {reason(error, Path(path))}"
+
+
+def reason(error: OSError, path: Path | None = None) -> str:
+    """What the system said, and how much is free at `path` where that is the trouble."""
     said = error.strerror or str(error)
-    if path is None:
+    if path is None or error.errno != errno.ENOSPC or " free" in said:
         return said
-    if error.errno == errno.ENOSPC and " free" not in said:
-        said += f", {_free(Path(path)) / 1e6:.1f} MB are free"
-    return f"{path}: {said}"
+    return f"{said}, {_free(path) / 1e6:.1f} MB are free"
 
 
 @contextmanager
