@@ -1,8 +1,13 @@
-"""The order of test files: the slow ones first, so that no worker ends up alone with one that was started last."""
+"""What holds for all tests. The slow files come first, so that no worker ends up alone with one that was started last; and
+an example of Hypothesis may take its time, since other workers and their servers are busy beside it."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("beside", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("beside")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
