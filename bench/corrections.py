@@ -117,7 +117,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"| task | way | seeds | {' | '.join(parts)} | episodes | frames acted | watched | ended badly |",
         "|-|-|-:|-|-|-|-:|-:|-:|-:|",
     ]
-    for (verb, way), members in pooled.items():
+    for (verb, way), members in sorted(pooled.items(), key=lambda one: (one[0][0], (HALF, *WAYS).index(one[0][1]))):
         cells = [rate([row["scores"][part] for row in members]) for part in parts]
         cells += [str(sum(row["work"][name] for row in members)) for name in ("episodes", "acted", "watched", "failed")]
         lines.append(f"| {verb} | {way} | {len(members)} | {' | '.join(cells)} |")
