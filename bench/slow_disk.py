@@ -54,15 +54,19 @@ def pictures(count: int) -> list[dict[str, np.ndarray]]:
 
 
 def row(kind: str, seconds: float, folder: Path) -> str:
-    os.fsync, os.pwrite = (sync, PWRITE) if kind == "syncs" else (FSYNC, write)
+    os.fsync = FSYNC
+    if kind == "syncs":
+        os.fsync = sync  # type: ignore[assignment]
+    else:
+        os.pwrite = write  # type: ignore[assignment]
     seen, joints, waits, said = pictures(8), np.zeros(6, np.float32), [], "kept"
     with Recorder.open(folder / kind, SPEC, encoding="process") as recorder:
-        feed, rate = Feed(recorder), Rate(SPEC.rate_hz)
+        feed, rate, encoders = Feed(recorder), Rate(SPEC.rate_hz), recorder._encoders
+        assert encoders is not None
         feed.begin("touch")
         if kind == "spills":
-            assert recorder._encoders is not None
             feed.flush()
-            os.kill(recorder._encoders.pid, signal.SIGSTOP)
+            os.kill(encoders.pid, signal.SIGSTOP)
         began = now()
         try:
             for tick in range(round(seconds * SPEC.rate_hz)):
@@ -78,7 +82,7 @@ def row(kind: str, seconds: float, folder: Path) -> str:
             feed.discard()
         lasted = now() - began
         if kind == "spills":
-            os.kill(recorder._encoders.pid, signal.SIGCONT)
+            os.kill(encoders.pid, signal.SIGCONT)
             os.pwrite = PWRITE
         feed.flush()
         settled = now() - began - lasted

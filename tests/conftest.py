@@ -1,4 +1,4 @@
-"""What holds for all tests. The slow files come first, so that no worker ends up alone with one that was started last; and
+"""What holds for all tests: slow files come first, so that no worker ends up alone with one that was started last; and
 an example of Hypothesis may take its time, since other workers and their servers are busy beside it."""
 
 from __future__ import annotations
