@@ -1,6 +1,6 @@
 """What corrections are worth, beside demonstrations and beside training on: of a policy that knows its task by half.
 
-    python bench/corrections.py --out corrections.jsonl              # two seeds: 20 minutes on a core
+    python bench/corrections.py --out corrections.jsonl              # push, two seeds: 7 minutes on a core
     python bench/corrections.py --out corrections.jsonl --table      # only print what is there
 
 The shipped nano policy is tuned on a few scripted demonstrations of a task it does not know. That version is taught on,
