@@ -78,7 +78,7 @@ class ControlLoop:
     def run(
         self, task: str, source: Source, max_ticks: int, judge: Judge | None = None, linger: int = 0
     ) -> EpisodeReport:
-        """One episode: until the source ends it, the judge does (then `linger` ticks more), or `max_ticks` have passed.
+        """One episode: until the source ends it, the judge does (`linger` ticks after success), or `max_ticks` passed.
 
         Returns once the feeds have saved or discarded it. Raises RobotError (arm, camera, a recorder that falls
         behind), BadRequest (the policy is for another robot) and what a recorder raises; the episode is then discarded.
@@ -113,7 +113,7 @@ class ControlLoop:
                 return decision, _success(decision) if judge is None else bool(verdict)
             left -= tally.paused == paused
             if verdict is None and judge is not None and (verdict := judge()) is not None:
-                left = min(left, linger)
+                left = min(left, linger if verdict else 0)
         return ("limit", None if judge is None else False) if verdict is None else ("judged", verdict)
 
     def _tick(self, task: str, source: Source, tally: _Tally) -> bool:

@@ -204,7 +204,7 @@ def test_a_source_that_ends_at_once(arm: LimitedArm) -> None:
     assert not report.kept  # there is nothing to keep
 
 
-@pytest.mark.parametrize(("word", "linger", "ticks"), [(True, 0, 3), (True, 2, 5), (False, 0, 3)])
+@pytest.mark.parametrize(("word", "linger", "ticks"), [(True, 0, 3), (True, 2, 5), (False, 0, 3), (False, 2, 3)])
 def test_the_judge_ends_it(arm: LimitedArm, word: bool, linger: int, ticks: int) -> None:
     verdicts = [None, None, word]
     loop = ControlLoop(arm, [Eye()], AtOnce())
