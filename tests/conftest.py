@@ -3,11 +3,15 @@ an example of Hypothesis may take its time, since other workers and their server
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("beside", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("beside")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it runs in the background: children
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # would not hear of Ctrl-C either
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
