@@ -89,8 +89,8 @@ def test_a_prompt_that_is_too_long_is_refused_not_cut(model):
 @given(st.text(max_size=60))
 @example("▁")
 def test_any_text_is_encoded_whole(text):
-    """Bytes stand in for what no piece spells, so that nothing an operator types is lost. SentencePiece's own sign for a
-    space is one."""
+    """Bytes stand in for what no piece spells, so that nothing an operator types is lost. SentencePiece's own
+    sign for a space is one."""
     ids, mask = SENTENCEPIECE.encode(text)
     assert read(SENTENCEPIECE, ids, mask) == text.replace("▁", " ")
     assert 0 <= ids.min() <= ids.max() < SENTENCEPIECE.vocabulary
