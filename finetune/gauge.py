@@ -30,11 +30,14 @@ R = TypeVar("R")
 
 
 class Times(NamedTuple):
-    """Seconds of frames computed together."""
+    """Seconds."""
 
     there: float
     back: float
     prefix: float  # where it is frozen: else it is in the others
+
+
+NO_TIME = Times(0.0, 0.0, 0.0)  # of a model that is only drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +55,12 @@ class Cost:
     folded: int  # bytes of the weights that adapters end in
 
     @classmethod
-    def of(cls, kept: Activations, frames: int, model: Vla, times: Times | None = None) -> Cost:
-        """`kept` of `frames` computed together by a model whose stage is set free."""
-        times = times or Times(0.0, 0.0, 0.0)
+    def of(cls, kept: Activations, frames: int, model: Vla, times: Times = NO_TIME) -> Cost:
+        """`kept` of `frames` computed together by a model whose stage is set free, `times` of one."""
         return cls(
-            seconds=(times.there + times.back + times.prefix) / frames,
-            there_seconds=times.there / frames,
-            prefix_seconds=times.prefix / frames,
+            seconds=sum(times),
+            there_seconds=times.there,
+            prefix_seconds=times.prefix,
             kept=kept.total // frames,
             kept_recomputing=(kept.inputs + kept.widest_layer) // frames,
             widest=kept.widest // frames,
@@ -81,8 +83,7 @@ class Gauge:
         if timed < self._config.at_once and sum(times) * self._config.at_once / timed < PATIENCE_S:
             many = _Batch(model, self._frames, self._config.at_once, self._config)
             times, timed = many.seconds(stage, backward), many.count
-        one = Times(*(few.count * seconds / timed for seconds in times))
-        return Cost.of(counted, few.count, model, one)
+        return Cost.of(counted, few.count, model, Times(*(seconds / timed for seconds in times)))
 
 
 def set_free(parent: Vla, stage: Stage, config: TuneConfig) -> Vla:

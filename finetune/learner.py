@@ -128,8 +128,9 @@ class Learner:
             self.averaged.load_state_dict(dict(averages), strict=False)
         names = (lora.folded(name) if lora.is_adapter(name) else name for name in self.free())
         learned = tuple(dict.fromkeys(names))
-        give_back()  # folding needs room for every weight that has an adapter
-        lora.fold(self.averaged)
+        if lora.folded_bytes(self.averaged):
+            give_back()  # folding needs room for every weight that has an adapter
+            lora.fold(self.averaged)
         return self.averaged, learned
 
     # A run that begins where another ended.

@@ -19,7 +19,7 @@ from hotpolicy.runtime.control_client import ControlClient
 from hotpolicy.runtime.envelope import ServerInfo
 from hotpolicy.runtime.errors import BadReply, BadRequest, ConfigError, HotpolicyError, LockedOut, ServerLost
 from hotpolicy.runtime.keys import ClientKeys
-from hotpolicy.runtime.lending import GREETING, Lending
+from hotpolicy.runtime.lending import GREETING, Lending, plain
 from hotpolicy.runtime.messages import ActionChunk, Boundary, InferRequest, Observation, Rtc
 from hotpolicy.runtime.ring import SUPPORTED
 from hotpolicy.runtime.wire import Message
@@ -93,9 +93,7 @@ class PolicyClient(Connection):
         for camera, shape in shapes.items():
             if len(shape) != 3 or any(type(size) is not int or not 0 < size <= 1 << 16 for size in shape):
                 raise ConfigError(f"shapes.{camera}: expected height, width and colours, got {shape!r}")
-        if self._lending:
-            return self._lending.reserve(shapes)
-        return {camera: np.empty(shape, np.uint8) for camera, shape in shapes.items()}
+        return self._lending.reserve(shapes) if self._lending else plain(shapes)
 
     def hello(self) -> ServerInfo:
         """What the server serves. Raises ServerLost (LockedOut, where it does not let us in), BadReply."""

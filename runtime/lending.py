@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
 from hotpolicy.runtime.ring import Ring, Shapes, needed, shapes_of
 
+T = TypeVar("T")
 GREETING = 0  # the id of the question whether the server reads rings; requests begin at 1
 LEAST_BYTES = 64 << 10  # of all pictures together; below, frames are as quick
 
@@ -41,13 +42,9 @@ class Lending:
         shapes = shapes_of(images)
         if needed(shapes) < LEAST_BYTES:
             return False
-        lent = self._ring.lend(message["id"], images) if self._ring else None
+        lent = self._of_ring(shapes, lambda ring: ring.lend(message["id"], images))
         if lent is None:
-            if not self._renew(shapes):
-                return False
-            assert self._ring
-            lent = self._ring.lend(message["id"], images)
-            assert lent is not None
+            return False
         message["ring"], message["images"] = lent
         return True
 
@@ -55,20 +52,22 @@ class Lending:
         """Memory for the pictures of the next request: in the ring where that pays and is allowed."""
         places = None
         if self.allowed and needed(shapes) >= LEAST_BYTES:
-            places = self._ring.reserve(shapes) if self._ring else None
-            if places is None and self._renew(shapes):
-                assert self._ring
-                places = self._ring.reserve(shapes)
-        return places or {camera: np.empty(shape, np.uint8) for camera, shape in shapes.items()}
+            places = self._of_ring(shapes, lambda ring: ring.reserve(shapes))
+        return places or plain(shapes)
 
-    def _renew(self, shapes: Shapes) -> bool:
-        """Another ring: it is the first; or pictures are larger; or so many answers were lost that no slot is free."""
+    def _of_ring(self, shapes: Shapes, take: Callable[[Ring], T | None]) -> T | None:
+        """What `take` gets of the ring, or of another: it is the first; or pictures are larger; or so many answers were
+        lost that no slot is free. None where there is none to be had."""
+        found = take(self._ring) if self._ring else None
+        if found is not None:
+            return found
         self.close()
         try:
             self._ring = Ring(needed(shapes))
         except OSError:  # no memory, or none of this kind: there are frames
             self.allowed = False
-        return self._ring is not None
+            return None
+        return take(self._ring)
 
     def heard(self, reply: Mapping[str, Any]) -> bool:
         """Take note of any reply. Whether it answers the question of this object, and nobody else awaits it."""
@@ -93,6 +92,11 @@ class Lending:
         if self._ring:
             self._ring.close()
             self._ring = None
+
+
+def plain(shapes: Shapes) -> dict[str, np.ndarray]:
+    """Memory for pictures that is nobody else's."""
+    return {camera: np.empty(shape, np.uint8) for camera, shape in shapes.items()}
 
 
 def _picture(image: object) -> bool:

@@ -69,7 +69,6 @@ class Ring:
         self._bytes: np.ndarray | None = np.frombuffer(self._map, np.uint8)
         LAYOUT.pack_into(self._map, 0, MAGIC, VERSION, slots, self.slot_bytes)
         self._lent: list[int | None] = [None] * slots  # by slot: the request whose answer is awaited
-        self._generations = [generation] * slots
         self._places: dict[str, np.ndarray] = {}  # in the reserved slot
 
     def reserve(self, shapes: Shapes) -> dict[str, np.ndarray] | None:
@@ -97,11 +96,7 @@ class Ring:
                 return None
             for camera, image in images.items():
                 np.copyto(places[camera], image)
-        at, lent = 0, {}
-        for camera, image in images.items():
-            lent[camera] = Lent(image.shape, at)
-            at += _up(image.nbytes, LINE)
-        return self._reference(self._lent.index(id)), lent
+        return self._reference(self._lent.index(id)), layout(shapes_of(images))
 
     def _take(self, id: int, shapes: Shapes) -> dict[str, np.ndarray] | None:
         """A free slot, cut into pictures of these shapes."""
@@ -109,14 +104,13 @@ class Ring:
             return None
         slot = self._lent.index(None)  # the lowest: it is the one most likely still in a cache
         self._lent[slot] = id
-        self._generations[slot] = self._generation = (self._generation + 1) & 0xFFFFFFFF
+        self._generation = (self._generation + 1) & 0xFFFFFFFF
         GENERATION.pack_into(self._map, GENERATIONS_AT + slot * LINE, self._generation)
-        at, places = PAGE + slot * self.slot_bytes, {}
-        for camera, shape in shapes.items():
-            size = math.prod(shape)
-            places[camera] = self._bytes[at : at + size].reshape(shape)
-            at += _up(size, LINE)
-        return places
+        pixels = self._bytes[PAGE + slot * self.slot_bytes :]
+        return {
+            camera: pixels[one.offset : one.offset + math.prod(one.shape)].reshape(one.shape)
+            for camera, one in layout(shapes).items()
+        }
 
     def answered(self, id: int) -> None:
         """The server has done with what was lent for this request."""
@@ -131,12 +125,21 @@ class Ring:
         self._close()
 
     def _reference(self, slot: int) -> dict[str, Any]:
-        generation = self._generations[slot]
+        (generation,) = GENERATION.unpack_from(self._map, GENERATIONS_AT + slot * LINE)
         return {"pid": self._pid, "fd": self._fd, "name": self.name, "slot": slot, "generation": generation}
 
 
 def shapes_of(images: Mapping[str, np.ndarray]) -> Shapes:
     return {camera: image.shape for camera, image in images.items()}
+
+
+def layout(shapes: Shapes) -> dict[str, Lent]:
+    """Where each picture is in a slot."""
+    at, places = 0, {}
+    for camera, shape in shapes.items():
+        places[camera] = Lent(tuple(shape), at)
+        at += _up(math.prod(shape), LINE)
+    return places
 
 
 def needed(shapes: Shapes) -> int:

@@ -18,7 +18,7 @@ class OwnQueue:
             self._file = -1
 
     def waited_ms(self) -> float:
-        return int(os.pread(self._file, 96, 0).split()[1]) / 1e6 if self._file >= 0 else 0.0
+        return _waited_ns(self._file) / 1e6 if self._file >= 0 else 0.0
 
     def close(self) -> None:
         if self._file >= 0:
@@ -59,7 +59,7 @@ class RunQueue:
         self._files = {}
 
     def _read(self) -> dict[str, int]:
-        return {thread: int(os.pread(file, 96, 0).split()[1]) for thread, file in self._files.items()}
+        return {thread: _waited_ns(file) for thread, file in self._files.items()}
 
     def _open(self) -> None:
         self.close()
@@ -68,3 +68,8 @@ class RunQueue:
                 self._files[thread] = os.open(f"{TASKS}/{thread}/schedstat", os.O_RDONLY)
             except OSError:  # it has ended meanwhile, or the kernel does not count
                 continue
+
+
+def _waited_ns(file: int) -> int:
+    """Of the thread whose schedstat this is."""
+    return int(os.pread(file, 96, 0).split()[1])
