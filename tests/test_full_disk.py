@@ -108,7 +108,7 @@ NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount", "--fork"]
 MOUNTED = """
 set -e
 mount -t tmpfs -o size=2m none "$1"
-cp -r "$2" "$1/store"
+cp -rp "$2" "$1/store"
 if [ "$4" = full ]; then cat /dev/zero > "$1/fill" 2> /dev/null || true; else mount -o remount,ro "$1"; fi
 exec "$3" -c "$5" "$1/store" "$6"
 """
