@@ -97,18 +97,18 @@ def test_what_actions_depend_on(config):
     assert (moved(state=state + 1) > 1e-4) == (not config.pi05)
 
 
-def test_what_tokens_may_see():
-    """The state token's way does not know the actions at all; actions see all memory and their own draw."""
+def test_what_actions_may_see():
+    """All of the memory, with the state token at its end in every layer; draws do not meet there."""
     model = build(STEM)
     prefix = model.prefix(*frame(STEM))
-    together = model.remember(prefix, torch.randn(2, 5), draws=2).visible
-    assert together.shape == (2, 1, 8, prefix.mask.shape[1] + 1 + 8)
-    own = together[0, 0, :, -8:]
-    assert own[:4, :4].all()
-    assert own[4:, 4:].all()
-    assert not own[:4, 4:].any()
-    assert not own[4:, :4].any()
-    assert together[1, 0, 0, :-8].tolist() == [*prefix.mask[1].tolist(), True]
+    tokens, layers = prefix.mask.shape[1], len(model.expert)
+    together = model.remember(prefix, torch.randn(2, 5), draws=2)
+    assert together.visible[:, 0, 0].tolist() == prefix.mask.tolist()
+    assert [key.shape[2] for key, _ in together.stood] == [1] * layers
+    with torch.inference_mode():
+        served = model.remember(prefix, torch.randn(2, 5))
+    assert served.visible[:, 0, 0].tolist() == [[*row, *[True] * (1 + served.room)] for row in prefix.mask.tolist()]
+    assert [key.shape[2] for key in served.keys] == [tokens + 1 + model.config.horizon] * layers
 
 
 def test_groups_name_every_parameter():

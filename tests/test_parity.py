@@ -22,9 +22,10 @@ def golden(request: pytest.FixtureRequest) -> Golden:
     return load(*request.param)
 
 
-@pytest.fixture(scope="module")
-def ours(golden: Golden) -> dict[str, torch.Tensor]:
-    return answers(fill(Pi0(golden.config), golden.seed), golden)
+@pytest.fixture(scope="module", params=["served", "learning"])  # they keep and compute different things
+def ours(golden: Golden, request: pytest.FixtureRequest) -> dict[str, torch.Tensor]:
+    with torch.set_grad_enabled(request.param == "learning"):
+        return {name: found.detach() for name, found in answers(fill(Pi0(golden.config), golden.seed), golden).items()}
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -34,7 +35,8 @@ def test_fp32_is_lerobots(golden: Golden, ours: dict[str, torch.Tensor], part: s
 
 @pytest.mark.parametrize(("mix", "floors"), MIXES.values(), ids=MIXES)
 def test_bf16_is_about_as_near_to_fp32_as_lerobots(golden: Golden, mix: Callable[[Pi0], Pi0], floors: float) -> None:
-    found = answers(mix(fill(Pi0(golden.config), golden.seed)), golden)
+    with torch.inference_mode():
+        found = answers(mix(fill(Pi0(golden.config), golden.seed)), golden)
     assert found["keys"].dtype == torch.bfloat16
     assert gap(found["time"], golden["time"]) < TOLERANCE  # never in bf16
     for part in ("step", "sample"):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hotpolicy.runtime.model.draws import DrawnAttention
 from hotpolicy.runtime.model.pi0_config import GemmaConfig
 
 
@@ -16,9 +17,10 @@ class Memory(NamedTuple):
 
     keys: tuple[Tensor, ...]  # per layer (batch, kv_heads, tokens + room, head_dim)
     values: tuple[Tensor, ...]
-    visible: Tensor  # (batch, 1, actions or 1, tokens + actions) bool: True may be seen
+    visible: Tensor  # (batch, 1, 1, tokens + room) bool: True may be seen
     rotation: tuple[Tensor, Tensor]  # of the actions
-    room: int  # places at the end that every step writes its actions into; 0 where gradients forbid that
+    stood: tuple[tuple[Tensor, Tensor], ...] = ()  # the state's key and value per layer, where they are not in `keys`
+    room: int = 0  # places at the end that every step writes its actions into; none where there are draws or gradients
 
 
 class Modulation(NamedTuple):
@@ -75,6 +77,21 @@ class Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=self.shared)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
+    def recall(self, y: Tensor, memory: Memory, layer: int, draws: int) -> Tensor:
+        """Actions (batch, draws * horizon, width) attend to the memory of this layer, and each to its own draw."""
+        query, new = self.query(y, memory.rotation), self.key_value(y, memory.rotation)
+        held = memory.keys[layer], memory.values[layer]
+        if memory.room:
+            for place, own in zip(held, new, strict=True):
+                place[:, :, -memory.room :] = own
+            return self.attend(query, *held, memory.visible)
+        query, *apart = (part.transpose(1, 2).unflatten(1, (draws, -1)) for part in (query, *new))
+        if memory.stood:
+            shared = (own.transpose(1, 2)[:, None].expand(-1, draws, -1, -1, -1) for own in memory.stood[layer])
+            apart = [torch.cat(pair, 2) for pair in zip(shared, apart, strict=True)]
+        mixed: Tensor = DrawnAttention.apply(query, *held, *apart, memory.visible[:, 0, 0])
+        return self.o_proj(mixed.flatten(3).flatten(1, 2))
+
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
@@ -110,20 +127,11 @@ class GemmaLayer(nn.Module):
         attended = self.self_attn.attend(self.self_attn.query(x, rotation), key, value, visible)
         return key, value, self.finish(hidden, attended)
 
-    def act(
-        self,
-        x: Tensor,
-        held: tuple[Tensor, Tensor],
-        memory: Memory,
-        before: Modulation | None,
-        after: Modulation | None,
-    ) -> Tensor:
-        """The layer on a chunk's actions (batch, draws, horizon, width), which see what is `held` and each other."""
+    def act(self, x: Tensor, memory: Memory, index: int, before: Modulation | None, after: Modulation | None) -> Tensor:
+        """The layer, `index` of its stack, on a chunk's actions (batch, draws, horizon, width), which see what is
+        remembered and each other."""
         y, gate = self.input_layernorm(x, before)
-        y = y.flatten(1, 2)
-        query = self.self_attn.query(y, memory.rotation)
-        key, value = map(_joined, held, self.self_attn.key_value(y, memory.rotation), (memory.room,) * 2)
-        attended = self.self_attn.attend(query, key, value, memory.visible)
+        attended = self.self_attn.recall(y.flatten(1, 2), memory, index, x.shape[1])
         return self.finish(x, attended.view_as(x), gate, after)
 
     def finish(self, x: Tensor, attended: Tensor, gate: Tensor | None = None, time: Modulation | None = None) -> Tensor:
@@ -131,14 +139,6 @@ class GemmaLayer(nn.Module):
         x = _residual(x, attended, gate)
         y, gate = self.post_attention_layernorm(x, time)
         return _residual(x, self.mlp(y), gate)
-
-
-def _joined(held: Tensor, new: Tensor, room: int) -> Tensor:
-    """The keys or values of a memory and of the actions."""
-    if not room:
-        return torch.cat([held, new], 2)
-    held[:, :, -room:] = new
-    return held
 
 
 def _unit_rms(x: Tensor) -> Tensor:

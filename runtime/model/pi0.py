@@ -177,53 +177,46 @@ class Pi0(Vla):
 
     def remember(self, prefix: Prefix, state: Tensor, draws: int = 1) -> Memory:
         """What all steps of a chunk share. pi0's state token sees the prefix and itself alone, and knows no time: so
-        it is computed here, and its K/V join the prefix's."""
-        keys, values, mask = prefix.keys, prefix.values, prefix.mask
+        it is computed here."""
+        length, mask = self.config.horizon, prefix.mask
         places = mask.sum(1, keepdim=True)
+        keys: tuple[Tensor, ...] = ()
+        values: tuple[Tensor, ...] = ()
         if not self.config.pi05:
-            mask = F.pad(mask, (0, 1), value=True)
-            keys, values = self._stand(prefix, state, _rotation(places, self.config.expert.head_dim), mask)
+            keys, values = self._stand(prefix, state, _rotation(places, self.config.expert.head_dim))
             places = places + 1
-        length = self.config.horizon
-        own = torch.ones(length, length, dtype=torch.bool, device=mask.device)
-        if draws > 1:
-            seen = mask[:, None].expand(-1, draws * length, -1)
-            own = torch.block_diag(*[own] * draws).expand(mask.shape[0], -1, -1)
-        else:  # every action sees all there is: one row of the mask serves all
-            seen, own = mask[:, None], own[:1].expand(mask.shape[0], -1, -1)
-        room = 0 if torch.is_grad_enabled() else draws * length
-        return Memory(
-            tuple(F.pad(key, (0, 0, 0, room)) for key in keys),
-            tuple(F.pad(value, (0, 0, 0, room)) for value in values),
-            torch.cat([seen, own], 2)[:, None],
-            _rotation(places + torch.arange(length, device=mask.device).repeat(draws), self.config.expert.head_dim),
-            room,
-        )
+        order = torch.arange(length, device=mask.device).repeat(draws)
+        rotation = _rotation(places + order, self.config.expert.head_dim)
+        if draws > 1 or torch.is_grad_enabled():
+            stood = tuple(zip(keys, values, strict=True))
+            return Memory(prefix.keys, prefix.values, mask[:, None, None], rotation, stood)
+        visible = F.pad(mask, (0, length + bool(keys)), value=True)[:, None, None]
+        keys, values = _with_room(prefix.keys, keys, length), _with_room(prefix.values, values, length)
+        return Memory(keys, values, visible, rotation, room=length)
 
     def _stand(
-        self, prefix: Prefix, state: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor
+        self, prefix: Prefix, state: Tensor, rotation: tuple[Tensor, Tensor]
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """The state token's way through the expert: the prefix's keys and values with its own at the end."""
+        """The state token's way through the expert -> its keys and its values in all layers."""
         x = self.state_proj(state)[:, None].to(prefix.keys[0].dtype)
+        visible = F.pad(prefix.mask, (0, 1), value=True)[:, None, None]
         keys, values = [], []
         for layer, prefix_key, prefix_value in zip(_layers(self.expert), prefix.keys, prefix.values, strict=True):
             y, _ = layer.input_layernorm(x)
             key, value = layer.self_attn.key_value(y, rotation)
-            keys.append(torch.cat([prefix_key, key], 2))
-            values.append(torch.cat([prefix_value, value], 2))
+            keys.append(key)
+            values.append(value)
             if len(keys) < len(self.expert):
-                query = layer.self_attn.query(y, rotation)
-                x = layer.finish(x, layer.self_attn.attend(query, keys[-1], values[-1], mask[:, None, None]))
+                key, value = torch.cat([prefix_key, key], 2), torch.cat([prefix_value, value], 2)
+                x = layer.finish(x, layer.self_attn.attend(layer.self_attn.query(y, rotation), key, value, visible))
         return tuple(keys), tuple(values)
 
     def advance(self, memory: Memory, x_t: Tensor, moment: Moment) -> Tensor:
         """Velocity at x_t (batch, draws, horizon, action_dim)."""
         x = self._enter(x_t, moment).to(memory.keys[0].dtype)
         norms = moment.norms or ((None, None),) * len(self.expert)
-        for layer, held, (before, after) in zip(
-            _layers(self.expert), zip(memory.keys, memory.values, strict=True), norms, strict=True
-        ):
-            x = self.layer(layer.act, x, held, memory, before, after)
+        for index, (layer, times) in enumerate(zip(_layers(self.expert), norms, strict=True)):
+            x = self.layer(layer.act, x, memory, index, *times)
         x, _ = self.expert_norm(x, moment.last)
         return self.action_out_proj(x.to(self.action_out_proj.weight.dtype))
 
@@ -281,6 +274,12 @@ class Pi0(Vla):
 
 def _layers(modules: nn.ModuleList) -> list[GemmaLayer]:
     return list(modules)  # type: ignore[arg-type]  # a ModuleList forgets what it holds
+
+
+def _with_room(held: tuple[Tensor, ...], own: tuple[Tensor, ...], room: int) -> tuple[Tensor, ...]:
+    """Keys or values per layer: the prefix's, the state's where it has any, and room for a step's actions."""
+    layers = zip(held, own, strict=True) if own else zip(held, strict=True)
+    return tuple(F.pad(torch.cat(parts, 2) if own else parts[0], (0, 0, 0, room)) for parts in layers)
 
 
 def _modulation(norm: nn.Module, cond: Tensor) -> Modulation:
