@@ -8,16 +8,16 @@ from hotpolicy.runtime.model import draws as module
 from hotpolicy.runtime.model.draws import DrawnAttention
 
 FRAMES, ACTIONS, SIZE = 3, 5, 16
-SHAPES = {  # heads, kv_heads, draws, tokens of the memory, what each draw has besides its actions
-    "one head read by all": (8, 1, 4, 11, 1),
-    "a head each": (4, 4, 1, 16, 0),
-    "shared by two": (4, 2, 3, 7, 1),
-    "one token": (2, 1, 2, 1, 0),
+SHAPES = {  # heads, kv_heads, draws, tokens of the memory, what a draw has besides its actions, rows of the mask
+    "one head read by all": (8, 1, 4, 11, 1, ACTIONS),
+    "a head each": (4, 4, 1, 16, 0, 1),
+    "shared by two": (4, 2, 3, 7, 1, ACTIONS),
+    "one token": (2, 1, 2, 1, 0, 1),
 }
 
 
 def case(shape, dtype=torch.float32, seed=0):
-    heads, kv_heads, draws, tokens, besides = shape
+    heads, kv_heads, draws, tokens, besides, rows = shape
     random = torch.Generator().manual_seed(seed)
 
     def leaf(*size):
@@ -26,7 +26,8 @@ def case(shape, dtype=torch.float32, seed=0):
     query = leaf(FRAMES, draws, ACTIONS, heads, SIZE)
     held = [leaf(FRAMES, kv_heads, tokens, SIZE) for _ in range(2)]
     own = [leaf(FRAMES, draws, besides + ACTIONS, kv_heads, SIZE) for _ in range(2)]
-    visible = torch.rand(FRAMES, tokens, generator=random) > 0.3
+    visible = torch.rand(FRAMES, rows, tokens + besides + ACTIONS, generator=random) > 0.3
+    visible[..., -1] = True  # a row sees something
     return query, *held, *own, visible
 
 
@@ -34,8 +35,8 @@ def plainly(query, held_key, held_value, key, value, visible):
     """Everything in one sequence, and a mask that says who sees whom."""
     (draws, own), actions = key.shape[1:3], query.shape[2]
     apart = torch.block_diag(*[torch.ones(actions, own, dtype=torch.bool)] * draws)
-    seen = visible[:, None].expand(-1, draws * actions, -1)
-    mask = torch.cat([seen, apart.expand(len(query), -1, -1)], 2)[:, None]
+    tokens, visible = held_key.shape[2], visible.expand(-1, actions, -1).repeat(1, draws, 1)
+    mask = torch.cat([visible[..., :tokens], visible[..., tokens:].repeat(1, 1, draws) & apart], 2)[:, None]
     key, value = (torch.cat([held, part.flatten(1, 2).transpose(1, 2)], 2) for held, part in
                   ((held_key, key), (held_value, value)))  # fmt: skip
     mixed = F.scaled_dot_product_attention(
@@ -102,7 +103,7 @@ def test_half_precision_is_computed_in_single(autocast):
 def test_it_keeps_no_scores():
     """For the way back: what came in, the result, and one number for each row."""
     kept = []
-    given = case((2, 1, 4, 400, 1))
+    given = case((2, 1, 4, 400, 1, 1))
     with torch.autograd.graph.saved_tensors_hooks(lambda part: kept.append(part) or part, lambda part: part):
         DrawnAttention.apply(*given)
     assert max(part.numel() for part in kept) == max(part.numel() for part in given)

@@ -160,7 +160,7 @@ def actions_see_only_the_past(at: Place) -> None:
     def causal(remember: Callable[..., Memory]) -> Callable[..., Memory]:
         def wrong(model: Pi0, *given: Any) -> Memory:
             memory, length = remember(model, *given), model.config.horizon
-            rows = memory.visible.expand(-1, -1, length, -1).clone()
+            rows = memory.visible.expand(-1, length, -1).clone()
             rows[..., -length:] = torch.ones(length, length, dtype=torch.bool).tril()
             return memory._replace(visible=rows)
 

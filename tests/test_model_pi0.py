@@ -97,18 +97,17 @@ def test_what_actions_depend_on(config):
     assert (moved(state=state + 1) > 1e-4) == (not config.pi05)
 
 
-def test_what_actions_may_see():
-    """All of the memory, with the state token at its end in every layer; draws do not meet there."""
+def test_what_tokens_may_see():
+    """The state token sees the prefix and itself; actions see all of that and each other, and no other draw."""
     model = build(STEM)
-    prefix = model.prefix(*frame(STEM))
-    tokens, layers = prefix.mask.shape[1], len(model.expert)
-    together = model.remember(prefix, torch.randn(2, 5), draws=2)
-    assert together.visible[:, 0, 0].tolist() == prefix.mask.tolist()
-    assert [key.shape[2] for key, _ in together.stood] == [1] * layers
+    prefix, length = model.prefix(*frame(STEM)), model.config.horizon
+    learning = model.remember(prefix, torch.randn(2, 5), draws=2)
+    for row, mask in zip(learning.visible.tolist(), prefix.mask.tolist(), strict=True):
+        assert row == [[*mask, True, *[False] * length], *[[*mask, *[True] * (1 + length)]] * length]
     with torch.inference_mode():
         served = model.remember(prefix, torch.randn(2, 5))
-    assert served.visible[:, 0, 0].tolist() == [[*row, *[True] * (1 + served.room)] for row in prefix.mask.tolist()]
-    assert [key.shape[2] for key in served.keys] == [tokens + 1 + model.config.horizon] * layers
+    assert served.visible[:, 0].tolist() == [[*mask, *[True] * (1 + length)] for mask in prefix.mask.tolist()]
+    assert {key.shape[2] for key in served.keys} == {prefix.mask.shape[1] + 1 + length}
 
 
 def test_groups_name_every_parameter():

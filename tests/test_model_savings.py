@@ -58,6 +58,7 @@ def test_absent_cameras_and_padding_are_not_computed(present):
 
 
 @pytest.mark.parametrize("name", ["siglip", "pi05"])
+@torch.inference_mode()
 def test_what_does_not_change_within_a_chunk_is_computed_once(name):
     model = build(CONFIGS[name])
     inputs, state, noise = case(model.config)

@@ -18,27 +18,27 @@ from torch import Tensor
 SCORES = 1 << 19  # at a time; 2 MB
 Gradient: TypeAlias = Tensor | None
 Block: TypeAlias = tuple[slice, slice]  # of frames, of their draws
+Pair: TypeAlias = tuple[Tensor, Tensor]  # for keys, for values
 
 
 class DrawnAttention(torch.autograd.Function):
     """`DrawnAttention.apply(query, held_key, held_value, key, value, visible)`.
 
     query (batch, draws, actions, heads, head_dim); held_key, held_value (batch, kv_heads, tokens, head_dim), the
-    memory; key, value (batch, draws, own, kv_heads, head_dim), what each draw has besides; visible (batch, tokens)
-    bool, True for what of the memory may be seen -> as query. Computed in fp32, whatever comes in; several query heads
-    may share one key and value head."""
+    memory; key, value (batch, draws, own, kv_heads, head_dim), what each draw has besides; visible (batch, actions or
+    1, tokens + own) bool, True for what may be seen -> as query. Computed in fp32, whatever comes in; several query
+    heads may share one key and value head."""
 
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, held_key: Tensor, held_value: Tensor, key: Tensor, value: Tensor, visible: Tensor
     ) -> Tensor:
         mixed = query.new_empty(query.shape)
-        queries, seen = _by_head(query, key), _bias(visible, key)
+        queries = _by_head(query, key)
         sums = queries.new_empty(*queries.shape[:-1], 1, dtype=torch.float32)
         with torch.autocast("cpu", enabled=False):
-            for block in _blocks(queries, held_key, key):
-                keys, values = _joined(held_key, key, block), _joined(held_value, value, block)
-                scores = _scores(queries[block], keys, seen[block[0]])
+            for block, keys, values in _walk(queries, (held_key, held_value), (key, value)):
+                scores = _scores(queries[block], keys, visible[block[0]])
                 top = scores.amax(-1, keepdim=True)
                 total = scores.sub_(top).exp_().sum(-1, keepdim=True)
                 _put((scores @ values).div_(total), mixed, block)
@@ -49,19 +49,18 @@ class DrawnAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Gradient, ...]:
         queries, held_key, held_value, key, value, visible, mixed, sums = ctx.saved_tensors
+        of_query, of_key, of_value = torch.empty_like(mixed), torch.empty_like(key), torch.empty_like(value)
         of_held_key, of_held_value = (
             torch.zeros_like(held, dtype=torch.float32) if learns else None
             for held, learns in zip((held_key, held_value), ctx.needs_input_grad[1:3], strict=True)
         )
-        of_query, of_key, of_value = torch.empty_like(mixed), torch.empty_like(key), torch.empty_like(value)
-        tokens, own, seen, scale = held_key.shape[2], key.shape[2], _bias(visible, key), queries.shape[-1] ** -0.5
+        tokens, own, scale = held_key.shape[2], key.shape[2], queries.shape[-1] ** -0.5
         mine = slice(tokens, tokens + own)
         spread = _by_head((gradients[0].float() * mixed).sum(-1, keepdim=True), key)
         with torch.autocast("cpu", enabled=False):
-            for block in _blocks(queries, held_key, key):
-                keys, values = _joined(held_key, key, block), _joined(held_value, value, block)
+            for block, keys, values in _walk(queries, (held_key, held_value), (key, value)):
                 asked, given = queries[block].float(), _by_head(gradients[0][block], key).float()
-                scores = _scores(asked, keys, seen[block[0]]).sub_(sums[block]).exp_()
+                scores = _scores(asked, keys, visible[block[0]]).sub_(sums[block]).exp_()
                 _put(scores[..., mine].mT @ given, of_value, block)
                 if of_held_value is not None:
                     of_held_value[block[0]] += (scores[..., :tokens].mT @ given).sum(1)
@@ -73,14 +72,43 @@ class DrawnAttention(torch.autograd.Function):
         return of_query, of_held_key, of_held_value, of_key, of_value, None
 
 
-def _blocks(queries: Tensor, held: Tensor, key: Tensor) -> Iterator[Block]:
-    """Frames with all their draws, as many as fit; where not even one does, as many draws of one."""
+def _walk(queries: Tensor, held: Pair, own: Pair) -> Iterator[tuple[Block, Tensor, Tensor]]:
+    """As many frames with all their draws as fit, or as many draws of one; with each block its keys and values
+    (frames, draws, kv_heads, tokens + own, head_dim), which last until the next."""
     frames, draws = queries.shape[:2]
-    each = queries[0, 0, ..., 0].numel() * (held.shape[2] + key.shape[2])
-    fit = max(1, SCORES // each)
-    if fit < draws:
-        return ((slice(n, n + 1), slice(d, d + fit)) for n in range(frames) for d in range(0, draws, fit))
-    return ((slice(n, n + fit // draws), slice(None)) for n in range(0, frames, fit // draws))
+    tokens, count = held[0].shape[2], own[0].shape[2]
+    fit = max(1, SCORES // (queries[0, 0, ..., 0].numel() * (tokens + count)))
+    for first in range(0, frames, max(1, fit // draws)):
+        rows = slice(first, first + max(1, fit // draws))
+        joined: list[Tensor] = []
+        for begin in range(0, draws, fit):
+            which = slice(begin, begin + fit)
+            mine = [part[rows, which].transpose(2, 3) for part in own]
+            if joined:
+                joined = [part[:, : new.shape[1]] for part, new in zip(joined, mine, strict=True)]
+                for part, new in zip(joined, mine, strict=True):
+                    part[..., tokens : tokens + count, :] = new
+            else:
+                joined = [_joined(part[rows], new) for part, new in zip(held, mine, strict=True)]
+            yield (rows, which), joined[0], joined[1]
+
+
+def _joined(held: Tensor, own: Tensor) -> Tensor:
+    """For each draw, the memory and its own, and zeros up to a multiple of eight, because products with an odd row take
+    up to 1.9 times as long."""
+    shared = held[:, None].expand(-1, own.shape[1], -1, -1, -1)
+    spare = own.new_zeros(()).expand(*own.shape[:3], -(held.shape[2] + own.shape[3]) % 8, own.shape[4])
+    return torch.cat([shared, own, spare], 3).float()
+
+
+def _scores(queries: Tensor, keys: Tensor, visible: Tensor) -> Tensor:
+    """(frames, draws, kv_heads, heads per kv_head * actions, tokens + own + spare); minus infinity for what must not be
+    seen."""
+    bias = torch.zeros_like(visible, dtype=torch.float32).masked_fill_(~visible, -torch.inf)
+    bias = F.pad(bias, (0, keys.shape[3] - visible.shape[2]), value=-torch.inf)[:, None, None, None]
+    scores = (queries.float() @ keys.mT).mul_(queries.shape[-1] ** -0.5)
+    scores.unflatten(3, (-1, visible.shape[1])).add_(bias)
+    return scores
 
 
 def _by_head(x: Tensor, key: Tensor) -> Tensor:
@@ -91,28 +119,3 @@ def _by_head(x: Tensor, key: Tensor) -> Tensor:
 def _put(rows: Tensor, into: Tensor, block: Block) -> None:
     """What `_by_head` made of a block, back to its place."""
     into[block].copy_(rows.unflatten(3, (-1, into.shape[2])).permute(0, 1, 4, 2, 3, 5).flatten(3, 4))
-
-
-def _joined(held: Tensor, own: Tensor, block: Block) -> Tensor:
-    """(frames, draws, kv_heads, tokens + own, head_dim), for each draw of the block: the memory and its own, and zeros
-    up to a multiple of eight, because products with an odd row take up to 1.9 times as long."""
-    mine = own[block].transpose(2, 3)
-    shared = held[block[0], None].expand(-1, mine.shape[1], -1, -1, -1)
-    spare = _spare(held.shape[2] + own.shape[2])
-    return torch.cat([shared, mine, mine.new_zeros(()).expand(*mine.shape[:3], spare, mine.shape[4])], 3).float()
-
-
-def _bias(visible: Tensor, key: Tensor) -> Tensor:
-    """0 for what a draw may see of what `_joined` puts together, else minus infinity."""
-    bias = torch.zeros_like(visible, dtype=torch.float32).masked_fill_(~visible, -torch.inf)
-    own = key.shape[2]
-    bias = F.pad(F.pad(bias, (0, own)), (0, _spare(visible.shape[1] + own)), value=-torch.inf)
-    return bias[:, None, None, None]
-
-
-def _spare(count: int) -> int:
-    return -count % 8
-
-
-def _scores(queries: Tensor, keys: Tensor, seen: Tensor) -> Tensor:
-    return (queries.float() @ keys.mT).mul_(queries.shape[-1] ** -0.5).add_(seen)

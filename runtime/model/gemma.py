@@ -17,10 +17,10 @@ class Memory(NamedTuple):
 
     keys: tuple[Tensor, ...]  # per layer (batch, kv_heads, tokens + room, head_dim)
     values: tuple[Tensor, ...]
-    visible: Tensor  # (batch, 1, 1, tokens + room) bool: True may be seen
-    rotation: tuple[Tensor, Tensor]  # of the actions
-    stood: tuple[tuple[Tensor, Tensor], ...] = ()  # the state's key and value per layer, where they are not in `keys`
+    visible: Tensor  # (batch, rows, tokens + rows) bool, for rows and 1 where there is room: True may be seen
+    rotation: tuple[Tensor, Tensor]  # of the rows
     room: int = 0  # places at the end that every step writes its actions into; none where there are draws or gradients
+    state: Tensor | None = None  # pi0's state token, where its keys and values are not in `keys` and `values`
 
 
 class Modulation(NamedTuple):
@@ -77,20 +77,18 @@ class Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=self.shared)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
-    def recall(self, y: Tensor, memory: Memory, layer: int, draws: int) -> Tensor:
-        """Actions (batch, draws * horizon, width) attend to the memory of this layer, and each to its own draw."""
-        query, new = self.query(y, memory.rotation), self.key_value(y, memory.rotation)
+    def recall(self, y: Tensor, memory: Memory, layer: int) -> Tensor:
+        """Rows (batch, draws, rows, width) attend to the memory of this layer, and each to its own draw."""
+        x = y.flatten(1, 2)
+        query, new = self.query(x, memory.rotation), self.key_value(x, memory.rotation)
         held = memory.keys[layer], memory.values[layer]
         if memory.room:
             for place, own in zip(held, new, strict=True):
                 place[:, :, -memory.room :] = own
-            return self.attend(query, *held, memory.visible)
-        query, *apart = (part.transpose(1, 2).unflatten(1, (draws, -1)) for part in (query, *new))
-        if memory.stood:
-            shared = (own.transpose(1, 2)[:, None].expand(-1, draws, -1, -1, -1) for own in memory.stood[layer])
-            apart = [torch.cat(pair, 2) for pair in zip(shared, apart, strict=True)]
-        mixed: Tensor = DrawnAttention.apply(query, *held, *apart, memory.visible[:, 0, 0])
-        return self.o_proj(mixed.flatten(3).flatten(1, 2))
+            return self.attend(query, *held, memory.visible[:, None]).view_as(y)
+        query, key, value = (part.transpose(1, 2).unflatten(1, y.shape[1:3]) for part in (query, *new))
+        mixed: Tensor = DrawnAttention.apply(query, *held, key, value, memory.visible)
+        return self.o_proj(mixed.flatten(3))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -128,11 +126,10 @@ class GemmaLayer(nn.Module):
         return key, value, self.finish(hidden, attended)
 
     def act(self, x: Tensor, memory: Memory, index: int, before: Modulation | None, after: Modulation | None) -> Tensor:
-        """The layer, `index` of its stack, on a chunk's actions (batch, draws, horizon, width), which see what is
+        """The layer, `index` of its stack, on a chunk's actions (batch, draws, rows, width), which see what is
         remembered and each other."""
         y, gate = self.input_layernorm(x, before)
-        attended = self.self_attn.recall(y.flatten(1, 2), memory, index, x.shape[1])
-        return self.finish(x, attended.view_as(x), gate, after)
+        return self.finish(x, self.self_attn.recall(y, memory, index), gate, after)
 
     def finish(self, x: Tensor, attended: Tensor, gate: Tensor | None = None, time: Modulation | None = None) -> Tensor:
         """The residual around attention, then the feed-forward half."""

@@ -176,48 +176,56 @@ class Pi0(Vla):
         return x[:, 0]
 
     def remember(self, prefix: Prefix, state: Tensor, draws: int = 1) -> Memory:
-        """What all steps of a chunk share. pi0's state token sees the prefix and itself alone, and knows no time: so
-        it is computed here."""
-        length, mask = self.config.horizon, prefix.mask
-        places = mask.sum(1, keepdim=True)
-        keys: tuple[Tensor, ...] = ()
-        values: tuple[Tensor, ...] = ()
-        if not self.config.pi05:
-            keys, values = self._stand(prefix, state, _rotation(places, self.config.expert.head_dim))
-            places = places + 1
-        order = torch.arange(length, device=mask.device).repeat(draws)
-        rotation = _rotation(places + order, self.config.expert.head_dim)
+        """What all steps of a chunk share. pi0's state token sees the prefix and itself alone, and knows no time: where
+        there are several steps it is computed here, once; where there is one, beside the actions of every draw."""
+        length, mask, first = self.config.horizon, prefix.mask, prefix.mask.sum(1, keepdim=True)
+        keys, values, extra = prefix.keys, prefix.values, int(not self.config.pi05)
         if draws > 1 or torch.is_grad_enabled():
-            stood = tuple(zip(keys, values, strict=True))
-            return Memory(prefix.keys, prefix.values, mask[:, None, None], rotation, stood)
-        visible = F.pad(mask, (0, length + bool(keys)), value=True)[:, None, None]
-        keys, values = _with_room(prefix.keys, keys, length), _with_room(prefix.values, values, length)
-        return Memory(keys, values, visible, rotation, room=length)
+            order = torch.arange(extra + length, device=mask.device)
+            own = torch.ones(len(order), len(order), dtype=torch.bool, device=mask.device)
+            own[:extra, extra:] = False
+            visible = torch.cat([mask[:, None].expand(-1, len(order), -1), own.expand(len(mask), -1, -1)], 2)
+            token = self.state_proj(state).to(keys[0].dtype) if extra else None
+            return Memory(keys, values, visible, self._turn(first + order.repeat(draws)), state=token)
+        if extra:
+            keys, values = self._stand(prefix, state, self._turn(first))
+        return Memory(
+            tuple(F.pad(key, (0, 0, 0, length)) for key in keys),
+            tuple(F.pad(value, (0, 0, 0, length)) for value in values),
+            F.pad(mask, (0, extra + length), value=True)[:, None],
+            self._turn(first + extra + torch.arange(length, device=mask.device)),
+            length,
+        )
+
+    def _turn(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return _rotation(positions, self.config.expert.head_dim)
 
     def _stand(
         self, prefix: Prefix, state: Tensor, rotation: tuple[Tensor, Tensor]
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """The state token's way through the expert -> its keys and its values in all layers."""
+        """The state token's way through the expert: the prefix's keys and values with its own at the end."""
         x = self.state_proj(state)[:, None].to(prefix.keys[0].dtype)
         visible = F.pad(prefix.mask, (0, 1), value=True)[:, None, None]
         keys, values = [], []
         for layer, prefix_key, prefix_value in zip(_layers(self.expert), prefix.keys, prefix.values, strict=True):
             y, _ = layer.input_layernorm(x)
             key, value = layer.self_attn.key_value(y, rotation)
-            keys.append(key)
-            values.append(value)
+            keys.append(torch.cat([prefix_key, key], 2))
+            values.append(torch.cat([prefix_value, value], 2))
             if len(keys) < len(self.expert):
-                key, value = torch.cat([prefix_key, key], 2), torch.cat([prefix_value, value], 2)
-                x = layer.finish(x, layer.self_attn.attend(layer.self_attn.query(y, rotation), key, value, visible))
+                query = layer.self_attn.query(y, rotation)
+                x = layer.finish(x, layer.self_attn.attend(query, keys[-1], values[-1], visible))
         return tuple(keys), tuple(values)
 
     def advance(self, memory: Memory, x_t: Tensor, moment: Moment) -> Tensor:
         """Velocity at x_t (batch, draws, horizon, action_dim)."""
         x = self._enter(x_t, moment).to(memory.keys[0].dtype)
+        if memory.state is not None:
+            x = torch.cat([memory.state[:, None, None].expand(-1, x.shape[1], 1, -1), x], 2)
         norms = moment.norms or ((None, None),) * len(self.expert)
         for index, (layer, times) in enumerate(zip(_layers(self.expert), norms, strict=True)):
             x = self.layer(layer.act, x, memory, index, *times)
-        x, _ = self.expert_norm(x, moment.last)
+        x, _ = self.expert_norm(x[:, :, -x_t.shape[2] :], moment.last)
         return self.action_out_proj(x.to(self.action_out_proj.weight.dtype))
 
     def _enter(self, x_t: Tensor, moment: Moment) -> Tensor:
@@ -274,12 +282,6 @@ class Pi0(Vla):
 
 def _layers(modules: nn.ModuleList) -> list[GemmaLayer]:
     return list(modules)  # type: ignore[arg-type]  # a ModuleList forgets what it holds
-
-
-def _with_room(held: tuple[Tensor, ...], own: tuple[Tensor, ...], room: int) -> tuple[Tensor, ...]:
-    """Keys or values per layer: the prefix's, the state's where it has any, and room for a step's actions."""
-    layers = zip(held, own, strict=True) if own else zip(held, strict=True)
-    return tuple(F.pad(torch.cat(parts, 2) if own else parts[0], (0, 0, 0, room)) for parts in layers)
 
 
 def _modulation(norm: nn.Module, cond: Tensor) -> Modulation:
