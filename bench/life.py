@@ -179,6 +179,7 @@ def restart() -> None:
 
 def watch() -> None:
     queue = RunQueue()
+    queue.follow()
     print(f"run queue of one thread: {1e6 * fastest(queue.look):.0f} us, twice for a batch of more than 2 ms")
     for size, horizon, joints in ((1, 16, 7), (4, 16, 7), (4, 50, 14)):
         spec = RobotSpec(tuple(Joint(f"j{n}", "deg", -100.0, 100.0) for n in range(joints)), (), 10.0)

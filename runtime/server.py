@@ -32,6 +32,7 @@ from hotpolicy.runtime.serving.life import Life, State
 from hotpolicy.runtime.serving.notify import Notifier
 from hotpolicy.runtime.serving.prometheus import Exposition
 from hotpolicy.runtime.serving.reception import Reception
+from hotpolicy.runtime.serving.run_queue import RunQueue
 from hotpolicy.runtime.serving.waiting import WaitingRoom
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,8 @@ class PolicyServer:
         scheduler = Scheduler(config.max_batch, config.batch_window_ms / 1000, config.max_sessions)
         self._reception = Reception(self.meter)
         self._room = WaitingRoom(scheduler, self.meter, self._reception.wake)
-        self._inference = Inference(self._room, slot, self.meter, self._reception)
+        self._run_queue = RunQueue()
+        self._inference = Inference(self._room, slot, self.meter, self._reception, self._run_queue)
         self._desk = Desk(config, slot, self._room, self._inference, self.meter, self._life, self.stats)
         self._engine = EngineThread(config, slot, self._inference, self._life)
         self._look_s = min(1.0, self._notifier.watchdog_s / 3 or 1.0)  # how often the deputy looks at least
@@ -87,6 +89,7 @@ class PolicyServer:
     def start(self) -> None:
         """Bind and start the threads. Raises ConfigError, and leaves nothing behind, when an endpoint is taken."""
         with contextlib.ExitStack() as stack:
+            stack.callback(self._run_queue.close)
             self._doors = doors = FrontDoors(self._desk, self._control, self._reception)
             stack.callback(doors.close)
             if self.config.metrics_port is not None:
@@ -207,6 +210,7 @@ class PolicyServer:
         self._looked = now()
         self._reception.undisturbed(self._doors.robots.tidy)
         self._engine.look(self._looked)
+        self._run_queue.follow()
         if self._life.state != "failed":
             self._notifier.alive()
 

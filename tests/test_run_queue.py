@@ -30,6 +30,7 @@ def test_a_thread_that_shares_a_processor_has_waited_for_it() -> None:
         others = [subprocess.Popen([sys.executable, "-c", BURN]) for _ in range(2)]
         try:
             time.sleep(0.3)
+            queue.follow()
             looked, began = queue.look(), time.monotonic()
             worked(0.1)
             took[0] = time.monotonic() - began
@@ -50,19 +51,74 @@ def test_a_thread_that_shares_a_processor_has_waited_for_it() -> None:
 
 def test_threads_come_and_go() -> None:
     queue = RunQueue()
-    queue.look()
+    assert queue.look() == {}
+    queue.follow()
     leave = threading.Event()
     thread = threading.Thread(target=leave.wait, daemon=True)
     thread.start()
+    name = str(thread.native_id)
+    assert name not in queue.look()
+    queue.follow()
     during = queue.look()
-    assert str(thread.native_id) in during
+    assert name in during
     leave.set()
     thread.join()
-    while str(thread.native_id) in os.listdir("/proc/self/task"):
+    while name in os.listdir("/proc/self/task"):
         time.sleep(0.001)  # joined a moment before the kernel lets it go
+    assert name not in queue.look()  # before anybody followed
     assert queue.waited_ms(during) >= 0
-    assert str(thread.native_id) not in queue.look()
+    queue.follow()
+    assert name not in queue.look()
     queue.close()
+    assert queue.look() == {}
+
+
+def test_files_do_not_pile_up() -> None:
+    """However many threads begin and end, and whatever ids they get."""
+    queue = RunQueue()
+    queue.follow()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(50):
+        leave = threading.Event()
+        threads = [threading.Thread(target=leave.wait, daemon=True) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        queue.follow()
+        leave.set()
+        for thread in threads:
+            thread.join()
+    queue.follow()
+    queue.follow()
+    assert len(os.listdir("/proc/self/fd")) <= before + 4  # one or the other has not quite ended
+    queue.close()
+
+
+def test_looking_does_not_give_the_interpreter_away() -> None:
+    """Beside a thread that does not let go of it, every system call that did so would cost a whole interval."""
+    queue, leave, interval = RunQueue(), threading.Event(), sys.getswitchinterval()
+    threads = [threading.Thread(target=leave.wait, daemon=True) for _ in range(20)]
+
+    def burn() -> None:
+        while not leave.is_set():
+            sum(range(1000))
+
+    threads.append(threading.Thread(target=burn, daemon=True))
+    for thread in threads:
+        thread.start()
+    queue.follow()
+    sys.setswitchinterval(0.1)
+    try:
+        began = time.monotonic()
+        looked = queue.look()
+        took = time.monotonic() - began
+    finally:
+        sys.setswitchinterval(interval)
+        leave.set()
+        for thread in threads:
+            thread.join()
+        queue.close()
+    assert len(looked) > 20
+    assert took < 1  # of twenty intervals; it may begin in the middle of one
 
 
 def test_a_threads_own_waiting_is_its_own() -> None:

@@ -36,10 +36,12 @@ RAISED = 10  # batches in a row in which the policy raised, whatever it was aske
 class Inference:
     """`warm_up` and `run` are for the inference thread; the rest of its methods for any."""
 
-    def __init__(self, room: WaitingRoom, slot: Slot, meter: Meter, reception: Reception):
+    def __init__(self, room: WaitingRoom, slot: Slot, meter: Meter, reception: Reception, run_queue: RunQueue):
+        """`run_queue` is followed by another thread."""
         self.progress = 0  # changes as the thread goes on
         self.stall = SwapStall()
         self._room, self._slot, self._meter, self._reception = room, slot, meter, reception
+        self._run_queue = run_queue
         self._epochs = Epochs(EPOCHS * room.scheduler.max_sessions)
         self._stopping = False
         self._turn = 0  # threads that were abandoned: one that comes back late finds that it is not its turn
@@ -80,14 +82,14 @@ class Inference:
         """Until `stop` or `abandon`. Raises when the engine cannot go on."""
         turn = self._turn
         try:
-            with contextlib.closing(RunQueue()) as run_queue, contextlib.closing(OwnQueue()) as own:
+            with contextlib.closing(OwnQueue()) as own:
                 self.stall.computed_by(own.waited_ms)
                 while not self._stopping and self._turn == turn:
                     self.progress += 1
                     batch, policy, pause = self._next()
                     if batch:
                         self._reception.begin(self._lasted <= QUICK_S and policy.version == self._version)
-                        self._compute(batch, policy, turn, run_queue)
+                        self._compute(batch, policy, turn)
                         if self._turn == turn:
                             self._reception.end()
                     else:
@@ -132,8 +134,8 @@ class Inference:
                 self._room.cancel(ticket.session, fault)
         return policies
 
-    def _compute(self, batch: list[Ticket], policy: Policy, turn: int, run_queue: RunQueue) -> None:
-        looked = run_queue.look() if self._lasted > QUICK_S else None
+    def _compute(self, batch: list[Ticket], policy: Policy, turn: int) -> None:
+        looked = self._run_queue.look() if self._lasted > QUICK_S else None
         started = now()
         self.stall.begun(self._slot.live.version, started, min(ticket.arrived for ticket in batch))
         guides = self._guides(batch, policy)
@@ -157,7 +159,7 @@ class Inference:
             self._room.answer(ticket, one)
         good = [actions for actions in computed if isinstance(actions, np.ndarray)]
         if good:
-            waited_ms = 0.0 if looked is None else run_queue.waited_ms(looked)
+            waited_ms = 0.0 if looked is None else self._run_queue.waited_ms(looked)
             actions = np.stack(good) if len(good) > 1 else good[0][None]
             self._slot.report_batch(policy.version, actions, 1000 * (ended - started), waited_ms)
         self.stall.finished(ended)
