@@ -76,11 +76,13 @@ class Loader:
 
         Live serves meanwhile, on the same processor. Between two questions to the candidate so much time is left as
         live takes for some batches, so that a robot whose request waits for one of them and is computed in the next
-        meets hardly more than one question."""
+        meets hardly more than one question; and before it is loaded, so that whoever waits for the first answer of a
+        version just promoted does not wait for the next one to load as well."""
 
         def rest() -> None:
             time.sleep(min(REST_BATCHES * pace(), LONGEST_REST_MS) / 1000)
 
+        rest()
         started = now()
         policy, root, golden = self._load_chain(version, warm)
         loaded = now()
