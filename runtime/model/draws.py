@@ -54,8 +54,8 @@ class DrawnAttention(torch.autograd.Function):
             torch.zeros_like(held, dtype=torch.float32) if learns else None
             for held, learns in zip((held_key, held_value), ctx.needs_input_grad[1:3], strict=True)
         )
-        tokens, own, scale = held_key.shape[2], key.shape[2], queries.shape[-1] ** -0.5
-        mine = slice(tokens, tokens + own)
+        tokens, scale = held_key.shape[2], queries.shape[-1] ** -0.5
+        mine = slice(tokens, tokens + key.shape[2])
         spread = _by_head((gradients[0].float() * mixed).sum(-1, keepdim=True), key)
         with torch.autocast("cpu", enabled=False):
             for block, keys, values in _walk(queries, (held_key, held_value), (key, value)):
@@ -64,8 +64,9 @@ class DrawnAttention(torch.autograd.Function):
                 _put(scores[..., mine].mT @ given, of_value, block)
                 if of_held_value is not None:
                     of_held_value[block[0]] += (scores[..., :tokens].mT @ given).sum(1)
-                slopes = scores.mul_((given @ values.mT).sub_(spread[block])).mul_(scale)
+                slopes = scores.mul_((given @ values.mT).sub_(spread[block]))
                 _put(slopes @ keys, of_query, block)
+                asked = asked * scale
                 _put(slopes[..., mine].mT @ asked, of_key, block)
                 if of_held_key is not None:
                     of_held_key[block[0]] += (slopes[..., :tokens].mT @ asked).sum(1)
@@ -73,23 +74,25 @@ class DrawnAttention(torch.autograd.Function):
 
 
 def _walk(queries: Tensor, held: Pair, own: Pair) -> Iterator[tuple[Block, Tensor, Tensor]]:
-    """As many frames with all their draws as fit, or as many draws of one; with each block its keys and values
-    (frames, draws, kv_heads, tokens + own, head_dim), which last until the next."""
+    """As many frames with all their draws as fit, or as many draws of one; with each block its keys, scaled,
+    and its values (frames, draws, kv_heads, tokens + own, head_dim), which last until the next."""
     frames, draws = queries.shape[:2]
     tokens, count = held[0].shape[2], own[0].shape[2]
+    scales = queries.shape[-1] ** -0.5, 1.0  # keys are fewer than scores
     fit = max(1, SCORES // (queries[0, 0, ..., 0].numel() * (tokens + count)))
     for first in range(0, frames, max(1, fit // draws)):
         rows = slice(first, first + max(1, fit // draws))
         joined: list[Tensor] = []
         for begin in range(0, draws, fit):
             which = slice(begin, begin + fit)
-            mine = [part[rows, which].transpose(2, 3) for part in own]
+            mine = [part[rows, which].transpose(2, 3).float() * by for part, by in zip(own, scales, strict=True)]
             if joined:
                 joined = [part[:, : new.shape[1]] for part, new in zip(joined, mine, strict=True)]
                 for part, new in zip(joined, mine, strict=True):
                     part[..., tokens : tokens + count, :] = new
             else:
-                joined = [_joined(part[rows], new) for part, new in zip(held, mine, strict=True)]
+                parts = zip(held, scales, mine, strict=True)
+                joined = [_joined(part[rows].float() * by, new) for part, by, new in parts]
             yield (rows, which), joined[0], joined[1]
 
 
@@ -98,7 +101,7 @@ def _joined(held: Tensor, own: Tensor) -> Tensor:
     up to 1.9 times as long."""
     shared = held[:, None].expand(-1, own.shape[1], -1, -1, -1)
     spare = own.new_zeros(()).expand(*own.shape[:3], -(held.shape[2] + own.shape[3]) % 8, own.shape[4])
-    return torch.cat([shared, own, spare], 3).float()
+    return torch.cat([shared, own, spare], 3)
 
 
 def _scores(queries: Tensor, keys: Tensor, visible: Tensor) -> Tensor:
@@ -106,7 +109,7 @@ def _scores(queries: Tensor, keys: Tensor, visible: Tensor) -> Tensor:
     seen."""
     bias = torch.zeros_like(visible, dtype=torch.float32).masked_fill_(~visible, -torch.inf)
     bias = F.pad(bias, (0, keys.shape[3] - visible.shape[2]), value=-torch.inf)[:, None, None, None]
-    scores = (queries.float() @ keys.mT).mul_(queries.shape[-1] ** -0.5)
+    scores = queries.float() @ keys.mT
     scores.unflatten(3, (-1, visible.shape[1])).add_(bias)
     return scores
 
