@@ -21,7 +21,7 @@ from hotpolicy.runtime.errors import BadRequest, BundleError, SwapRefused, Unkno
 from hotpolicy.runtime.messages import Observation
 from hotpolicy.runtime.slot import Slot
 from hotpolicy.runtime.store import Store
-from hotpolicy.runtime.versions import pins
+from hotpolicy.runtime.versions import loader, pins
 from hotpolicy.runtime.versions.checks import Checks, drift
 from hotpolicy.runtime.versions.golden import Golden
 
@@ -71,6 +71,23 @@ class Shop:
 @pytest.fixture
 def shop(tmp_path: Path) -> Shop:
     return Shop(tmp_path)
+
+
+@pytest.mark.parametrize(("batches", "rest_s"), [([], 0.0), ([10.0, 20.0, 90.0], 0.06), ([9000.0], 0.5)])
+def test_live_is_left_time_before_a_candidate_loads(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, batches: list[float], rest_s: float
+) -> None:
+    """Three of its batches, half a second at most, and none while nobody asks; then before every question."""
+    candidate = shop.child(1)
+    for ms in batches:
+        shop.slot.report_batch(shop.base.id, STILL, ms)
+    rests: list[tuple[float, int]] = []  # s, and what had been loaded
+    monkeypatch.setattr(loader.time, "sleep", lambda seconds: rests.append((round(seconds, 6), len(shop.loads))))
+    shop.slot.stage(candidate)
+    assert rests[0] == (rest_s, 1)
+    assert rests[1:]
+    assert {loaded for _, loaded in rests[1:]} == {2}
+    assert {seconds for seconds, _ in rests} == {rest_s}
 
 
 def says(slot: Slot, boundary: str = "chunk", session: str = "s", episode: int = 0) -> float:
