@@ -17,7 +17,7 @@ class Memory(NamedTuple):
 
     keys: tuple[Tensor, ...]  # per layer (batch, kv_heads, tokens + room, head_dim)
     values: tuple[Tensor, ...]
-    visible: Tensor  # (batch, rows, tokens + rows) bool, for rows and 1 where there is room: True may be seen
+    visible: Tensor  # (batch, rows, tokens + rows) bool, with room (batch, 1, tokens + room): True may be seen
     rotation: tuple[Tensor, Tensor]  # of the rows
     room: int = 0  # places at the end that every step writes its actions into; none where there are draws or gradients
     state: Tensor | None = None  # pi0's state token, where its keys and values are not in `keys` and `values`
