@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+from hotpolicy.runtime.metrics import quantile
+
 PAUSES = 1000  # newest batches that the usual pause is taken of
 
 
@@ -48,11 +50,11 @@ class SwapStall:
     def figures(self) -> dict[str, float]:
         """Milliseconds, and how many swaps there were. `waited`: of the last, while other threads and processes had
         every processor. `usual_p99`: what 99 in 100 of the newest pauses without a swap stayed below; 0: none yet."""
-        pauses = sorted(self._pauses.copy())
+        pauses = sorted(self._pauses)
         return {
             "last": self._last,
             "waited": self._waited,
             "longest": self._longest,
-            "usual_p99": pauses[int(0.99 * len(pauses))] if pauses else 0.0,
+            "usual_p99": quantile(pauses, 0.99) if pauses else 0.0,
             "swaps": self._swaps,
         }
