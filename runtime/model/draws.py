@@ -3,7 +3,7 @@
 Training knows more than a general attention kernel is told. Where the memory is frozen its keys and values need no
 gradient, which is most of the way back; and no draw meets another's actions, so that part is not computed and masked.
 What is kept for the way back is what a fused kernel keeps: the result, and the logarithm of each row's sum (Dao et al.
-2022, arXiv 2205.14135, section 3.1). Scores are computed again, as many at a time as a core's cache holds.
+2022, arXiv 2205.14135, section 3.1). Scores are computed again, some at a time, so that they stay in the caches.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class DrawnAttention(torch.autograd.Function):
         ctx: Any, query: Tensor, held_key: Tensor, held_value: Tensor, key: Tensor, value: Tensor, visible: Tensor
     ) -> Tensor:
         mixed = query.new_empty(query.shape)
-        queries = _by_head(query, key)
+        queries, bias = _by_head(query, key), _bias(visible)
         sums = queries.new_empty(*queries.shape[:-1], 1, dtype=torch.float32)
         with torch.autocast("cpu", enabled=False):
             for block, keys, values in _walk(queries, (held_key, held_value), (key, value)):
-                scores = _scores(queries[block], keys, visible[block[0]])
+                scores = _scores(queries[block], keys, bias[block[0]])
                 top = scores.amax(-1, keepdim=True)
                 total = scores.sub_(top).exp_().sum(-1, keepdim=True)
                 _put((scores @ values).div_(total), mixed, block)
@@ -54,13 +54,13 @@ class DrawnAttention(torch.autograd.Function):
             torch.zeros_like(held, dtype=torch.float32) if learns else None
             for held, learns in zip((held_key, held_value), ctx.needs_input_grad[1:3], strict=True)
         )
-        tokens, scale = held_key.shape[2], queries.shape[-1] ** -0.5
+        tokens, scale, bias = held_key.shape[2], queries.shape[-1] ** -0.5, _bias(visible)
         mine = slice(tokens, tokens + key.shape[2])
         spread = _by_head((gradients[0].float() * mixed).sum(-1, keepdim=True), key)
         with torch.autocast("cpu", enabled=False):
             for block, keys, values in _walk(queries, (held_key, held_value), (key, value)):
                 asked, given = queries[block].float(), _by_head(gradients[0][block], key).float()
-                scores = _scores(asked, keys, visible[block[0]]).sub_(sums[block]).exp_()
+                scores = _scores(asked, keys, bias[block[0]]).sub_(sums[block]).exp_()
                 _put(scores[..., mine].mT @ given, of_value, block)
                 if of_held_value is not None:
                     of_held_value[block[0]] += (scores[..., :tokens].mT @ given).sum(1)
@@ -80,8 +80,9 @@ def _walk(queries: Tensor, held: Pair, own: Pair) -> Iterator[tuple[Block, Tenso
     tokens, count = held[0].shape[2], own[0].shape[2]
     scales = queries.shape[-1] ** -0.5, 1.0  # keys are fewer than scores
     fit = max(1, SCORES // (queries[0, 0, ..., 0].numel() * (tokens + count)))
-    for first in range(0, frames, max(1, fit // draws)):
-        rows = slice(first, first + max(1, fit // draws))
+    together = max(1, fit // draws)
+    for first in range(0, frames, together):
+        rows = slice(first, first + together)
         joined: list[Tensor] = []
         for begin in range(0, draws, fit):
             which = slice(begin, begin + fit)
@@ -100,17 +101,24 @@ def _joined(held: Tensor, own: Tensor) -> Tensor:
     """For each draw, the memory and its own, and zeros up to a multiple of eight, because products with an odd row take
     up to 1.9 times as long."""
     shared = held[:, None].expand(-1, own.shape[1], -1, -1, -1)
-    spare = own.new_zeros(()).expand(*own.shape[:3], -(held.shape[2] + own.shape[3]) % 8, own.shape[4])
+    spare = own.new_zeros(()).expand(*own.shape[:3], _spare(held.shape[2] + own.shape[3]), own.shape[4])
     return torch.cat([shared, own, spare], 3)
 
 
-def _scores(queries: Tensor, keys: Tensor, visible: Tensor) -> Tensor:
-    """(frames, draws, kv_heads, heads per kv_head * actions, tokens + own + spare); minus infinity for what must not be
-    seen."""
+def _spare(count: int) -> int:
+    return -count % 8
+
+
+def _bias(visible: Tensor) -> Tensor:
+    """Of `_scores`: minus infinity for what must not be seen, else 0."""
     bias = torch.zeros_like(visible, dtype=torch.float32).masked_fill_(~visible, -torch.inf)
-    bias = F.pad(bias, (0, keys.shape[3] - visible.shape[2]), value=-torch.inf)[:, None, None, None]
+    return F.pad(bias, (0, _spare(visible.shape[2])), value=-torch.inf)[:, None, None, None]
+
+
+def _scores(queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
+    """(frames, draws, kv_heads, heads per kv_head * actions, tokens + own + spare)."""
     scores = queries.float() @ keys.mT
-    scores.unflatten(3, (-1, visible.shape[1])).add_(bias)
+    scores.unflatten(3, (-1, bias.shape[-2])).add_(bias)
     return scores
 
 
